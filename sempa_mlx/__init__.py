@@ -1,0 +1,16 @@
+"""sempa-mlx: one small language model that both generates and embeds (SemPA on MLX)."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["Encoder", "__version__"]
+
+_LAZY = {"Encoder": "sempa_mlx.encoder.encoder"}
+
+
+def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562 hook
+    """Import public names on first use, so that `import sempa_mlx` brings in no mlx."""
+    if name in _LAZY:
+        return getattr(import_module(_LAZY[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,73 @@
+"""Every error a user can meet: one tree, one exit code a branch.
+
+    SempaError        1   the run failed (model, adapter, divergence)
+    ├── ModelError    1
+    ├── RunError      1
+    ├── UsageError    2   wrong command line
+    │   └── ConfigError 2 wrong setting
+    ├── DataError     3   wrong data
+    └── ResourceError 4   not enough memory or disk
+
+An error carries *all* faults that were found, each with its place, and the state the user is in.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One fault: where it is, what it is, what shows it, how to mend it."""
+
+    what: str
+    place: str = ""
+    evidence: str = ""
+    fix: str = ""
+
+    def __str__(self) -> str:
+        """Return `place: what`, the greppable first line of the fault."""
+        return f"{self.place}: {self.what}" if self.place else self.what
+
+
+class SempaError(Exception):
+    """Base of all errors that are meant for the user."""
+
+    exit_code = 1
+
+    def __init__(self, problems: str | Problem | Iterable[Problem], *, state: str = "") -> None:
+        """Keep every problem, and `state`: what was started, kept or written."""
+        if isinstance(problems, str):
+            problems = Problem(problems)
+        self.problems = (problems,) if isinstance(problems, Problem) else tuple(problems)
+        self.state = state
+        super().__init__("\n".join(str(problem) for problem in self.problems))
+
+
+class ModelError(SempaError):
+    """A model or adapter is missing, unreadable or does not fit."""
+
+
+class RunError(SempaError):
+    """A run could not go on: divergence, a failed self-check."""
+
+
+class UsageError(SempaError):
+    """The command line asks for something that cannot be done."""
+
+    exit_code = 2
+
+
+class ConfigError(UsageError):
+    """A setting is unknown, mistyped or out of range."""
+
+
+class DataError(SempaError):
+    """A data file is missing, empty or malformed."""
+
+    exit_code = 3
+
+
+class ResourceError(SempaError):
+    """Memory or disk does not suffice."""
+
+    exit_code = 4
