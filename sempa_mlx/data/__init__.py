@@ -1,0 +1,1 @@
+"""Data: text in, records out. No mlx here."""

@@ -1,0 +1,1 @@
+"""The encoder: sentences in, vectors out."""

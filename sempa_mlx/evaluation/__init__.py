@@ -1,0 +1,1 @@
+"""Evaluation: what training did to embeddings and to generation."""

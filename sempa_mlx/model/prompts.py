@@ -1,0 +1,178 @@
+"""Text into token ids, with the model's own tokenizer.
+
+User text is always encoded as text: a sentence that spells a control token such as `<|im_end|>`
+never becomes one.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from jinja2 import TemplateError
+from mlx_lm.tokenizer_utils import TokenizerWrapper
+
+from sempa_mlx.data.records import Message, PreferenceRecord
+from sempa_mlx.data.templates import EmbeddingTemplate
+from sempa_mlx.model.forward import TokenRow
+
+PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPreferences:
+    """Token rows ready for scoring, and how many records were left out as too long."""
+
+    rows: tuple[TokenRow, ...]
+    num_too_long: int
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedTexts:
+    """Token ids of embedding prompts in input order, and how many texts had to be cut."""
+
+    rows: tuple[tuple[int, ...], ...]
+    num_truncated: int
+
+
+def _encode(
+    tokenizer: TokenizerWrapper, texts: Sequence[str], *, as_text: bool, special: bool
+) -> list[list[int]]:
+    encoded = tokenizer._tokenizer(  # the wrapper is not callable
+        list(texts), add_special_tokens=special, split_special_tokens=as_text
+    )
+    return [list(ids) for ids in encoded["input_ids"]]
+
+
+def _encode_one(
+    tokenizer: TokenizerWrapper, text: str, *, as_text: bool, special: bool = False
+) -> tuple[int, ...]:
+    return tuple(_encode(tokenizer, [text], as_text=as_text, special=special)[0])
+
+
+class ChatRenderer:
+    """Renders preference records for one tokenizer: prompts, completions, end of turn."""
+
+    def __init__(self, tokenizer: TokenizerWrapper) -> None:
+        """Look at the tokenizer's chat template once."""
+        self._tokenizer = tokenizer
+        self._markers = [token for token in tokenizer.all_special_tokens if token]
+        self.has_template = tokenizer.has_chat_template
+        self._end_of_turn = self._find_end_of_turn()
+
+    def row(self, record: PreferenceRecord) -> TokenRow:
+        """Tokenise one record; each completion ends with the template's end of turn."""
+        if isinstance(record.prompt, str):
+            prompt = _encode_one(self._tokenizer, record.prompt, as_text=True, special=True)
+            ending: tuple[int, ...] = (self._tokenizer.eos_token_id,)
+        else:
+            prompt = self._prompt(record.prompt)
+            ending = self._end_of_turn
+        completions = _encode(self._tokenizer, record.candidates, as_text=True, special=False)
+        return TokenRow(prompt, tuple((*ids, *ending) for ids in completions))
+
+    def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        if not self.has_template:
+            text = PLAIN_ENDING.join(message.content for message in messages) + PLAIN_ENDING
+            return _encode_one(self._tokenizer, text, as_text=True, special=True)
+        contents = [message.content for message in messages]
+        rendered = self._render(messages, add_generation_prompt=True)
+        if not any(marker in content for marker in self._markers for content in contents):
+            return _encode_one(self._tokenizer, rendered, as_text=False)
+        return self._prompt_around(rendered, contents)
+
+    def _prompt_around(self, rendered: str, contents: list[str]) -> tuple[int, ...]:
+        """Tokenise template and contents apart, so that markers inside contents stay text."""
+        ids: tuple[int, ...] = ()
+        rest = rendered
+        for content in contents:
+            head, _, rest = rest.partition(content)
+            ids += _encode_one(self._tokenizer, head, as_text=False)
+            ids += _encode_one(self._tokenizer, content, as_text=True)
+        return ids + _encode_one(self._tokenizer, rest, as_text=False)
+
+    def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
+        try:
+            return self._apply(messages, add_generation_prompt)
+        except TemplateError:
+            # Some templates (Gemma) know no system role: its text then leads the first user turn.
+            return self._apply(_merge_system(messages), add_generation_prompt)
+
+    def _apply(self, messages: tuple[Message, ...], add_generation_prompt: bool) -> str:
+        turns = [{"role": message.role, "content": message.content} for message in messages]
+        return str(
+            self._tokenizer.apply_chat_template(
+                turns,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                enable_thinking=False,
+            )
+        )
+
+    def _find_end_of_turn(self) -> tuple[int, ...]:
+        """Return the tokens the template puts right after an answer, or end-of-sequence."""
+        fallback = (self._tokenizer.eos_token_id,)
+        if not self.has_template:
+            return fallback
+        question, answer = Message("user", "Q"), Message("assistant", "A")
+        opened = self._render((question,), add_generation_prompt=True)
+        closed = self._render((question, answer), add_generation_prompt=False)
+        if not closed.startswith(opened + answer.content):
+            return fallback
+        ending = closed.removeprefix(opened + answer.content).strip()
+        return _encode_one(self._tokenizer, ending, as_text=False) or fallback
+
+
+def _merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    if len(messages) < 2 or messages[0].role != "system":
+        return messages
+    first = replace(messages[1], content=f"{messages[0].content}\n\n{messages[1].content}")
+    return (first, *messages[2:])
+
+
+def tokenize_preferences(
+    records: Sequence[PreferenceRecord], tokenizer: TokenizerWrapper, max_tokens: int
+) -> TokenizedPreferences:
+    """Render and tokenise records; a row longer than `max_tokens` is left out and counted.
+
+    The length of a row is its prompt plus its longest completion, end of turn included. Cutting a
+    row would change what is preferred over what, so rows are never cut.
+    """
+    renderer = ChatRenderer(tokenizer)
+    rows = [renderer.row(record) for record in records]
+    fitting = tuple(
+        row for row in rows if len(row.prompt) + max(map(len, row.completions)) <= max_tokens
+    )
+    return TokenizedPreferences(fitting, num_too_long=len(rows) - len(fitting))
+
+
+def tokenize_texts(
+    texts: Sequence[str],
+    template: EmbeddingTemplate,
+    tokenizer: TokenizerWrapper,
+    max_tokens: int,
+) -> TokenizedTexts:
+    """Put texts into an embedding template and tokenise them.
+
+    A prompt longer than `max_tokens` loses the end of its sentence, never of the template. An empty
+    prompt becomes the end-of-sequence token alone, so that every text has a vector.
+    """
+    rendered = [template.render(text) for text in texts]
+    rows = _encode(tokenizer, rendered, as_text=True, special=True) if rendered else []
+    long = [index for index, row in enumerate(rows) if len(row) > max_tokens]
+    for index in long:
+        rows[index] = _cut(texts[index], template, tokenizer, max_tokens)
+    empty = (tokenizer.eos_token_id,)
+    return TokenizedTexts(tuple(tuple(row) or empty for row in rows), num_truncated=len(long))
+
+
+def _cut(
+    text: str, template: EmbeddingTemplate, tokenizer: TokenizerWrapper, max_tokens: int
+) -> list[int]:
+    """Shorten the sentence, token by token from its end, until its prompt fits."""
+    sentence = _encode_one(tokenizer, text, as_text=True)
+    keep = min(len(sentence), max_tokens)
+    while True:
+        shorter = template.render(tokenizer.decode(sentence[:keep]))
+        row = list(_encode_one(tokenizer, shorter, as_text=True, special=True))
+        if len(row) <= max_tokens or keep == 0:
+            return row
+        keep -= min(keep, len(row) - max_tokens)

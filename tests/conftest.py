@@ -1,0 +1,30 @@
+"""Fixtures for all tests: no network, shared data when it is there."""
+
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def no_network(request, monkeypatch):
+    """Refuse every outgoing connection, unless a test is marked `hub`."""
+    if request.node.get_closest_marker("hub"):
+        return
+
+    def refuse(*_args, **_kwargs):
+        raise OSError("tests are offline")
+
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Return the folder of real data, or skip."""
+    default = Path(__file__).resolve().parents[2] / "shared" / "data"
+    folder = Path(os.environ.get("SEMPA_DATA", default))
+    if not folder.is_dir():
+        pytest.skip("real data not found; set SEMPA_DATA")
+    return folder

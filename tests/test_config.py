@@ -1,0 +1,244 @@
+"""The settings: where values come from, overrides, the round trip and the recipes."""
+
+import re
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+import sempa_mlx.config as config_module
+from sempa_mlx.config import (
+    SCHEMA,
+    DataConfig,
+    LoraConfig,
+    SempaConfig,
+    dump_config,
+    list_recipes,
+    load_config,
+    recipe_path,
+)
+from sempa_mlx.errors import ConfigError
+
+KEYS = {f"{section}.{key}" for section, keys in SCHEMA.items() for key in keys}
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+# --- where values come from -------------------------------------------------------------------
+
+
+def test_precedence_is_defaults_file_sets_flags():
+    Path("my.yaml").write_text("train:\n  seed: 1\n  epochs: 2\n  clip: 2\n  warmup: 0.2\n")
+    resolved = load_config(
+        "my.yaml",
+        sets=["train.seed=3", "train.epochs=4"],
+        flags={"--seed": ("train.seed", 5), "--beta": ("objective.beta", 0.2)},
+    )
+    train = resolved.config.train
+    assert (train.seed, train.epochs, train.clip, train.batch_size) == (5, 4, 2.0, 32)
+    assert resolved.config.objective.beta == 0.2
+    assert resolved.sources["train.seed"] == "--seed"
+    assert resolved.sources["train.epochs"] == "--set"
+    assert resolved.sources["train.warmup"] == "my.yaml:5"
+    assert resolved.sources["train.batch_size"] == "default"
+    assert resolved.sources["objective.beta"] == "--beta"
+    assert set(resolved.sources) == KEYS
+
+
+def test_without_a_source_the_file_here_wins_over_the_default_recipe(folder):
+    assert load_config().origin == "built-in recipe smollm2-135m"
+    (folder / "sempa.yaml").write_text("train:\n  seed: 7\n")
+    resolved = load_config()
+    assert (resolved.origin, resolved.config.train.seed) == ("./sempa.yaml", 7)
+    assert resolved.sources["train.seed"] == "sempa.yaml:2"
+
+
+def test_a_text_is_a_file_if_it_looks_like_one_or_exists(folder):
+    (folder / "sub").mkdir()
+    for name in ("a.yml", "sub/b", "plain"):
+        Path(name).write_text("train:\n  seed: 9\n")
+        assert load_config(name).config.train.seed == 9
+    assert load_config(Path("plain")).origin == "./plain"
+    assert load_config("sub/b").origin == "sub/b"
+    (folder / "demo").mkdir()
+    assert load_config("demo").origin == "built-in recipe demo"
+
+
+@pytest.mark.parametrize(
+    ("source", "what", "fix"),
+    [
+        (
+            "smollm2",
+            "smollm2: no such recipe, nor a file",
+            "did you mean the recipe `smollm2-135m`?",
+        ),
+        ("dem.yaml", "dem.yaml: no such file", "did you mean the recipe `demo`?"),
+        (Path("demo"), "demo: no such file", "did you mean the recipe `demo`?"),
+        ("qqq", "qqq: no such recipe, nor a file", "recipes: demo, smollm2-135m"),
+    ],
+)
+def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fix):
+    with pytest.raises(ConfigError) as caught:
+        load_config(source, sets=["train.seed=-1"])
+    missing, bad_set = caught.value.problems
+    assert str(missing) == what
+    assert missing.fix.startswith(fix)
+    assert missing.fix.endswith("recipes: demo, smollm2-135m")
+    assert str(bad_set) == "--set train.seed: train.seed must be >= 0, got -1"
+
+
+def test_a_set_is_split_at_the_first_equals_sign_and_read_as_yaml():
+    resolved = load_config(
+        sets=["data.train=a=b.jsonl", "lora.keys=[q_proj, v_proj]", "train.learning_rate=3e-4",
+              "data.system=null", 'model.name="010"', "data.limit=010"],
+    )  # fmt: skip
+    assert resolved.config.data == DataConfig(train="a=b.jsonl", system=None, limit=10)
+    assert resolved.config.lora.keys == ("q_proj", "v_proj")
+    assert resolved.config.train.learning_rate == 3e-4
+    assert resolved.config.model.name == "010"
+
+
+@pytest.mark.parametrize(
+    ("text", "first", "fix"),
+    [
+        ("train.seed", "--set train.seed: no `=`", "write `section.key=value`"),
+        ("train.seed=", "--set train.seed: no value after `=`", "write `null` for no value"),
+        ("seed=1", "--set seed: unknown section `seed`", "did you mean `train.seed`?"),
+        ("dpo.beta=1", "--set dpo.beta: unknown section `dpo`", "did you mean `objective.beta`?"),
+        ("lora={rank: 1}", "--set lora: `lora` is a section and must hold", "valid keys: alpha"),
+        ("lora.a.b=1", "--set lora.a.b: unknown key `a.b` in section `lora`", "valid keys: alpha"),
+        ("lora.keys=[a", "--set lora.keys: not valid YAML", ""),
+        ("lora.keys=[*a]", "--set lora.keys: aliases (`*name`) are not read", ""),
+        ("data.system=Be: kind", "--set data.system: data.system must be text", "put it in quotes"),
+        (r'data.system="\uD800"', "--set data.system: half a surrogate pair is no text", ""),
+    ],
+)  # fmt: skip
+def test_a_bad_set_names_itself(text, first, fix):
+    with pytest.raises(ConfigError) as caught:
+        load_config(sets=[text])
+    (problem,) = caught.value.problems
+    assert str(problem).startswith(first)
+    assert problem.fix.startswith(fix)
+    assert str(problem).isprintable()
+
+
+def test_a_flag_that_is_no_text_is_a_fault():
+    with pytest.raises(ConfigError) as caught:
+        load_config(flags={"--data": ("data.train", "caf\udce9")})
+    assert str(caught.value) == r'--data: data.train must be valid text, got "caf\udce9"'
+
+
+def test_a_key_set_twice_is_refused():
+    with pytest.raises(ConfigError, match=r"^--set train\.seed: given twice$"):
+        load_config(sets=["train.seed=1", "train.seed=2"])
+
+
+# --- the model of settings --------------------------------------------------------------------
+
+
+def test_the_defaults_are_those_of_the_design():
+    config = SempaConfig()
+    assert (config.lora.rank, config.lora.alpha, config.lora.scale) == (8, 32.0, 4.0)
+    assert (config.objective.beta, config.train.learning_rate) == (0.1, 1e-4)
+    assert (config.eval.every, config.eval.pairs, config.output.path) == (10, 500, "adapters")
+
+
+def test_settings_are_frozen_and_hashable():
+    config = SempaConfig(lora=LoraConfig(keys=("a",)))
+    with pytest.raises(ValidationError, match="frozen"):
+        config.train.seed = 1
+    assert hash(config) == hash(SempaConfig(lora=LoraConfig(keys=("a",))))
+
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=30)
+overrides = st.fixed_dictionaries(
+    {
+        "model": st.fixed_dictionaries({"name": texts, "revision": st.none() | texts}),
+        "data": st.fixed_dictionaries({"system": st.none() | st.just("") | texts}),
+        "lora": st.fixed_dictionaries(
+            {
+                "alpha": st.floats(0, exclude_min=True, allow_infinity=False),
+                "layers": st.just(-1) | st.integers(1),
+                "keys": st.none() | st.lists(texts, min_size=1, max_size=3),
+            }
+        ),
+        "train": st.fixed_dictionaries(
+            {"warmup": st.floats(0, 1, exclude_max=True), "seed": st.integers(0, 2**63 - 1)}
+        ),
+        "output": st.fixed_dictionaries(
+            {"path": st.sampled_from(["1e-4", "010", "no", "~", "<<", "=", " a", "a: #b", "-"])}
+        ),
+    }
+)  # fmt: skip
+in_one_folder = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@in_one_folder
+@given(overrides)
+def test_a_dumped_config_loads_to_an_equal_config(values):
+    config = SempaConfig.model_validate(values)
+    Path("dump.yaml").write_text(dump_config(config), encoding="utf-8", newline="")
+    resolved = load_config("dump.yaml")
+    assert resolved.config == config
+    assert "default" not in resolved.sources.values()
+
+
+# --- recipes ----------------------------------------------------------------------------------
+
+
+def test_recipes_are_listed_by_name():
+    assert list_recipes() == ("demo", "smollm2-135m")
+    with pytest.raises(ConfigError, match=r"^\.\./demo: no such recipe$"):
+        recipe_path("../demo")
+
+
+@pytest.mark.parametrize("name", ["demo", "smollm2-135m"])
+def test_a_recipe_names_and_explains_every_key(name):
+    resolved = load_config(name)
+    assert set(resolved.sources) == KEYS
+    assert all(source.startswith(f"{name}.yaml:") for source in resolved.sources.values())
+    lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
+    keyed = [line for line in lines if line.startswith("  ")]
+    assert len(keyed) == len(KEYS)
+    assert all(re.search(r"\S +# \S", line) for line in keyed)
+
+
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("smollm2-135m",
+         {"train.learning_rate": 5e-4, "data.limit": 8192, "eval.every": 8}),
+        ("demo",
+         {"data.train": "demo", "eval.data": "demo", "train.learning_rate": 5e-4,
+          "eval.every": 4, "eval.pairs": None, "output.path": "sempa-demo/run"}),
+    ],
+)  # fmt: skip
+def test_a_recipe_differs_from_the_defaults_only_where_it_means_to(name, changes):
+    base, recipe = SempaConfig().model_dump(), load_config(name).config.model_dump()
+    found = {
+        f"{section}.{key}": recipe[section][key]
+        for section, keys in SCHEMA.items()
+        for key in keys
+        if recipe[section][key] != base[section][key]
+    }
+    assert found == changes
+
+
+def test_an_installed_package_uses_its_own_recipes(tmp_path, monkeypatch):
+    (tmp_path / "pkg" / "configs").mkdir(parents=True)
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "beside.yaml").write_text("train: {seed: 1}")
+    (tmp_path / "pkg" / "configs" / "inside.yaml").write_text("train: {seed: 2}")
+    monkeypatch.setattr(config_module, "_PACKAGE", tmp_path / "pkg")
+    assert list_recipes() == ("inside",)
+    assert load_config("inside").config.train.seed == 2
+    (tmp_path / "pkg" / "configs").rename(tmp_path / "gone")
+    assert list_recipes() == ("beside",)
