@@ -1,9 +1,9 @@
 """Give mlx's CPU backend a fast BLAS on Linux.
 
-The Linux CPU wheel of mlx is linked to the reference BLAS: a few GFLOP/s. An OpenBLAS that is loaded
-with global symbols *before* the first `import mlx.core` takes its place, 30 to 60 times faster. Two
-copies are tried: the wheel `cmeel-openblas` (extra `cpu`), then the system's. NumPy's and SciPy's own
-copies cannot serve, because their symbols carry prefixes.
+The Linux CPU wheel of mlx is linked to the reference BLAS: a few GFLOP/s. An OpenBLAS loaded with
+global symbols *before* the first `import mlx.core` takes its place, 30 to 60 times faster. Two
+copies are tried: the wheel `cmeel-openblas` (extra `cpu`), then the system's. NumPy's and SciPy's
+own copies cannot serve, because their symbols carry prefixes.
 
 The wheel wants `libgfortran.so.5`, which bare systems lack. mlx's wheel bundles that very library
 under another internal name; a temporary copy with the plain name put back satisfies the loader.

@@ -97,8 +97,8 @@ class TrainConfig(_Section):
     """The loop.
 
     A step is one optimizer update over `batch_size` pairs, accumulated over forwards of at most
-    `micro_batch_tokens` tokens (None: by device). `iters` counts steps and caps the epochs; `warmup` is a fraction
-    of the steps; `clip` bounds the global gradient norm.
+    `micro_batch_tokens` tokens (None: by device). `iters` counts steps and caps the epochs;
+    `warmup` is a fraction of the steps; `clip` bounds the global gradient norm.
     """
 
     epochs: Count = 1

@@ -35,7 +35,7 @@ OWN_FILES = (METRICS_FILE, RESULTS_FILE, CONFIG_COPY)
 
 @dataclass(slots=True)
 class RunData:
-    """What a run reads: rows and dev pairs, with where they came from. No model is needed for it."""
+    """What a run reads: rows and dev pairs, and where they came from. It needs no model."""
 
     train: Source
     report: PreferenceReport

@@ -18,7 +18,12 @@ from sempa_mlx.data.batching import group_by_length
 from sempa_mlx.encoder.methods import METHODS, pool
 from sempa_mlx.errors import ModelError, Problem, UsageError
 from sempa_mlx.files import write_text
-from sempa_mlx.model.forward import SharedPrefixUnsupportedError, common_prefix, final_hidden
+from sempa_mlx.model.forward import (
+    SharedPrefixUnsupportedError,
+    common_prefix,
+    final_hidden,
+    text_model,
+)
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
 from sempa_mlx.model.prompts import tokenize_texts
@@ -35,6 +40,7 @@ class EncoderSettings:
     method: str = "prompteol"
     max_tokens: int = 512
     normalize: bool = True
+    truncate_dim: int | None = None
     adapter_scale: float = 1.0
 
 
@@ -55,7 +61,10 @@ class Encoder:
         self.loaded = loaded
         self.settings = settings
         self.method = METHODS[settings.method]
-        self.num_truncated = 0
+        self._hidden_size = int(text_model(loaded.model).args.hidden_size)
+        cut = settings.truncate_dim
+        if cut is not None and not 1 <= cut <= self._hidden_size:
+            raise UsageError(f"truncate_dim must lie in 1 to {self._hidden_size}, not {cut}")
         self._can_share: bool | None = None if self.method.pooling == "last" else False
 
     @classmethod
@@ -90,7 +99,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """The length of a vector."""
-        return int(self.loaded.model.args.hidden_size)
+        return self.settings.truncate_dim or self._hidden_size
 
     def encode(
         self,
@@ -114,19 +123,23 @@ class Encoder:
         """
         if isinstance(texts, str):
             raise UsageError("encode takes a list of texts, not one string")
-        vectors, num_truncated = self._encode_counted(texts, batch_tokens, on_progress)
+        vectors, num_truncated = self.encode_counted(
+            texts, batch_tokens=batch_tokens, on_progress=on_progress
+        )
         if num_truncated:
             warnings.warn(
                 f"{num_truncated} texts were cut to {self.settings.max_tokens} tokens", stacklevel=2
             )
         return vectors
 
-    def _encode_counted(
+    def encode_counted(
         self,
         texts: Sequence[str],
-        batch_tokens: int,
-        on_progress: Callable[[int], None] | None,
+        *,
+        batch_tokens: int = 4096,
+        on_progress: Callable[[int], None] | None = None,
     ) -> tuple[np.ndarray, int]:
+        """Embed texts as `encode` does; return the vectors and how many texts were cut."""
         slots: dict[str, list[int]] = {}
         for index, text in enumerate(texts):
             slots.setdefault(text, []).append(index)
@@ -155,7 +168,7 @@ class Encoder:
             pooled = self._pooled(rows, shared)
         except SharedPrefixUnsupportedError:  # longer than the model's attention window
             pooled = self._pooled(rows, 0)
-        vectors = np.array(pooled)
+        vectors = np.array(pooled)[:, : self.dim]
         if self.settings.normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors /= np.where(norms > 0, norms, 1.0)

@@ -29,4 +29,5 @@ def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
     left, right = left.astype(np.float64), right.astype(np.float64)
     norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
     dots = np.einsum("ij,ij->i", left, right)
-    return np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    found: np.ndarray = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    return found

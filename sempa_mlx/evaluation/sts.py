@@ -1,8 +1,8 @@
 """Semantic textual similarity: Spearman between people's scores and the cosines of embeddings.
 
-Every score carries its protocol. `senteval`: SentEval's text as the files hold it, SICK-R test with
-4,927 pairs (SimCSE, PromptEOL and SemPA report this). `mteb`: raw text, SICK-R with all 9,927 pairs.
-The clean-up of sentences belongs to the embedding template and is the same under both.
+Every score carries its protocol. `senteval`: SentEval's text as the files hold it, SICK-R test
+with 4,927 pairs (SimCSE, PromptEOL and SemPA report this). `mteb`: raw text, SICK-R with all 9,927
+pairs. The clean-up of sentences belongs to the embedding template and is the same under both.
 """
 
 from collections.abc import Callable, Sequence

@@ -1,0 +1,1 @@
+"""Exports: what we train, in the forms that other programs read."""

@@ -7,6 +7,7 @@ and takes a fifth of that. Values agree with mlx's own to float32 rounding, abou
 
 import sys
 from functools import partial
+from typing import cast
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -63,17 +64,26 @@ def _gated_gradients(
 
 
 @mx.custom_function
-def swiglu(gate: mx.array, x: mx.array) -> mx.array:
-    """Return silu(gate) * x for float32 arrays of one shape."""
+def _swiglu_float32(gate: mx.array, x: mx.array) -> mx.array:
     return _gated(gate, x, *_exp_negative(gate))
 
 
-@swiglu.vjp  # type: ignore[untyped-decorator]
+@_swiglu_float32.vjp  # type: ignore[untyped-decorator]
 def _swiglu_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> tuple[mx.array, ...]:
     gate, x = primals
     return tuple(_gated_gradients(gate, x, *_exp_negative(gate), cotangent))
+
+
+def swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    """Return silu(gate) * x for arrays of one shape, fast in float32.
+
+    Models of other precisions that share a patched module get mlx-lm's own function: rounding by
+    addition needs float32.
+    """
+    is_fast = gate.dtype == x.dtype == mx.float32
+    return cast("mx.array", (_swiglu_float32 if is_fast else activations.swiglu)(gate, x))
 
 
 def use_fast_swiglu(model: nn.Module, dtype: mx.Dtype) -> bool:

@@ -2,8 +2,8 @@
 
 Scoring a preference row is a walk down a tree: (1) the leading tokens that all prompts share, one
 row; (2) the rest of each prompt; (3) the completions, each after its own prompt. Keys and values go
-down the tree through `BranchCache`, an object that mlx-lm's models take for one of their own caches,
-so no model code is copied, and gradients flow back up through it. The output head runs only on the
+down the tree through `BranchCache`, which mlx-lm's models take for one of their own caches, so no
+model code is copied, and gradients flow back up through it. The output head runs only on the
 hidden states that predict a completion token. `score_plain` does the same by whole sequences, for
 models whose layers do not fit this scheme, and as the oracle of the tests.
 """
@@ -102,7 +102,7 @@ def text_model(model: nn.Module) -> nn.Module:
 def _run_level(
     model: nn.Module, tokens: mx.array, past: Past | None, mask_rank: int
 ) -> tuple[mx.array, list[tuple[mx.array, mx.array]]]:
-    """Run (rows, length) tokens after `past`; return final hidden states and all keys and values."""
+    """Run (rows, length) tokens after `past`; return final states and all keys and values."""
     caches = [
         BranchCache(past, layer, tokens.shape[0], mask_rank) for layer in range(len(model.layers))
     ]
@@ -123,7 +123,8 @@ def pad_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
 
 def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     """Count the leading tokens that all rows share, leaving each row at least one of its own."""
-    shortest, longest = min(rows), max(rows)  # in lexical order: all others lie between
+    ordered = sorted(tuple(row) for row in rows)
+    shortest, longest = ordered[0], ordered[-1]  # in lexical order: all others lie between
     limit = min(map(len, rows)) - 1
     for index in range(limit):
         if shortest[index] != longest[index]:
@@ -141,7 +142,8 @@ def final_hidden(model: nn.Module, rows: Sequence[Sequence[int]], shared: int = 
         SharedPrefixUnsupportedError: `shared` > 0 and the model's layers do not fit.
     """
     if shared == 0:
-        return text_model(model).model(mx.array(pad_right(rows)))
+        whole: mx.array = text_model(model).model(mx.array(pad_right(rows)))
+        return whole
     _, layers = _run_level(model, mx.array([list(rows[0][:shared])]), None, PLAIN_MASK_RANK)
     past = Past(layers, visible=None, positions=shared)
     rest = mx.array(pad_right([row[shared:] for row in rows]))
@@ -154,10 +156,10 @@ class _Backbone:
     def __init__(self, backbone: nn.Module, hidden: mx.array) -> None:
         self._backbone, self._hidden = backbone, hidden
 
-    def __call__(self, *_args: Any, **_kwargs: Any) -> mx.array:
+    def __call__(self, *_args: Any, **_kwargs: Any) -> mx.array:  # noqa: ANN401 - any model's call
         return self._hidden
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
         return getattr(self._backbone, name)
 
 
@@ -168,7 +170,7 @@ class _WithBackbone:
         self._model = model
         self.model = _Backbone(model.model, hidden)
 
-    def __getattr__(self, name: str) -> Any:
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
         return getattr(self._model, name)
 
 
@@ -180,7 +182,9 @@ def head_logits(model: nn.Module, hidden: mx.array) -> mx.array:
     """
     inner = text_model(model)
     stand_in = _WithBackbone(inner, hidden[None])
-    logits = type(inner).__call__(stand_in, mx.zeros((1, hidden.shape[0]), dtype=mx.int32))
+    logits: mx.array = type(inner).__call__(
+        stand_in, mx.zeros((1, hidden.shape[0]), dtype=mx.int32)
+    )
     return logits[0].astype(mx.float32)
 
 
@@ -193,7 +197,7 @@ def target_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
 
 def _sum_by(values: mx.array, owners: Sequence[int], shape: tuple[int, int]) -> mx.array:
     """Sum per-token values into their completion, in float32."""
-    return mx.zeros(shape[0] * shape[1]).at[mx.array(owners)].add(values).reshape(shape)
+    return mx.zeros(shape[0] * shape[1]).at[mx.array(list(owners))].add(values).reshape(shape)
 
 
 def score_plain(model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
@@ -202,7 +206,9 @@ def score_plain(model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
     flat = [(row.prompt, completion) for row in rows for completion in row.completions]
     hidden = final_hidden(model, [prompt + completion for prompt, completion in flat])
     length = hidden.shape[1]
-    picks, targets, owners = [], [], []
+    picks: list[int] = []
+    targets: list[int] = []
+    owners: list[int] = []
     for index, (prompt, completion) in enumerate(flat):
         start = index * length + len(prompt) - 1  # the last prompt token predicts the first target
         picks += range(start, start + len(completion))

@@ -1,6 +1,6 @@
 """GGUF files of the Llama family: metadata and weights in the form mlx-lm's Llama takes.
 
-Read through `mx.load`, which unpacks F32, F16, Q4_0, Q4_1 and Q8_0 blocks. llama.cpp stores the rows
+Read through `mx.load`, which takes F32, F16, Q4_0, Q4_1 and Q8_0 blocks. llama.cpp stores the rows
 of q and k in the order its rotary kernel wants; that permutation is undone here. The tokenizer is
 built by `gguf_tokenizer`.
 """
@@ -52,8 +52,8 @@ def read_gguf(path: Path) -> GgufFile:
         ModelError: the file is unreadable, or not of the Llama family.
     """
     try:
-        # GGUF products run only on the CPU stream until they are unpacked.
-        tensors, raw = mx.load(str(path), return_metadata=True)
+        loaded: Any = mx.load(str(path), return_metadata=True)
+        tensors, raw = loaded
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             Problem(f"not a readable GGUF file ({error})", place=str(path), fix="download it again")
@@ -63,7 +63,7 @@ def read_gguf(path: Path) -> GgufFile:
     if architecture != "llama" or metadata.get("llama.expert_count"):
         raise ModelError(
             Problem(
-                f"GGUF architecture {architecture!r} is not supported; only dense `llama` models are",
+                f"GGUF architecture {architecture!r} is not supported, only dense `llama`",
                 place=str(path),
                 fix="use the model's safetensors folder or Hub id instead",
             )
@@ -71,7 +71,7 @@ def read_gguf(path: Path) -> GgufFile:
     return GgufFile(path, tensors, metadata)
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any) -> Any:  # noqa: ANN401 - metadata holds any scalar or list
     """Turn mlx scalars and arrays of the metadata into Python numbers and lists."""
     if isinstance(value, mx.array):
         return value.item() if value.size == 1 else value.tolist()
@@ -148,11 +148,18 @@ def build_model(gguf: GgufFile, *, keep_quantized: bool) -> llama.Model:
             unpacked exactly, in float32.
 
     Raises:
-        ModelError: tensors are missing, unknown or of the wrong shape (all at once).
+        ModelError: tensors are missing, unknown or of the wrong shape (all at once), or the
+            metadata that sizes the model is missing or contradicts them.
     """
-    config = model_config(gguf)
+    try:
+        config = model_config(gguf)
+        weights = _named_weights(gguf, config)
+    except KeyError as error:
+        raise ModelError(Problem(f"{error} is missing", place=str(gguf.path))) from error
+    except ValueError as error:
+        what = f"tensors and metadata disagree ({error})"
+        raise ModelError(Problem(what, place=str(gguf.path))) from error
     model = llama.Model(llama.ModelArgs.from_dict(config))
-    weights = _named_weights(gguf, config)
     packed = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
     if keep_quantized:
         for name in packed:

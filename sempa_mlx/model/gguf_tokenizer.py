@@ -39,9 +39,13 @@ def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
         metadata: the file's metadata, as plain Python values.
 
     Raises:
-        ModelError: the tokenizer kind or its pre-tokenizer is not known.
+        ModelError: the tokenizer kind or its pre-tokenizer is not known, or its tables are missing.
     """
     kind = metadata.get("tokenizer.ggml.model")
+    tables = ("tokens", "merges" if kind == "gpt2" else "scores")
+    missing = [name for name in tables if f"tokenizer.ggml.{name}" not in metadata]
+    if kind in ("gpt2", "llama") and missing:
+        raise ModelError(f"the GGUF tokenizer lacks {' and '.join(missing)}")
     if kind == "gpt2":
         tokenizer = _byte_level_bpe(metadata)
     elif kind == "llama":
@@ -105,17 +109,12 @@ def _sentencepiece_bpe(metadata: dict[str, Any]) -> Tokenizer:
         BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )
     steps: list[Any] = [normalizers.Replace(" ", "▁")]
+    back: list[Any] = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
     if metadata.get("tokenizer.ggml.add_space_prefix", True):
         steps.insert(0, normalizers.Prepend("▁"))
+        back.append(decoders.Strip(content=" ", left=1))
     tokenizer.normalizer = normalizers.Sequence(steps)
-    tokenizer.decoder = decoders.Sequence(
-        [
-            decoders.Replace("▁", " "),
-            decoders.ByteFallback(),
-            decoders.Fuse(),
-            decoders.Strip(content=" ", left=1),
-        ]
-    )
+    tokenizer.decoder = decoders.Sequence(back)
     return tokenizer
 
 
@@ -137,7 +136,7 @@ def _merges_from_scores(vocabulary: dict[str, int], scores: list[float]) -> list
 def _add_bos(
     tokenizer: PreTrainedTokenizerFast, metadata: dict[str, Any], *, default: bool
 ) -> None:
-    """Prepend the begin token where the file asks for it (SentencePiece files: unless it says no)."""
+    """Prepend the begin token where the file asks for it, or by `default` if it is silent."""
     from tokenizers.processors import TemplateProcessing
 
     token, index = tokenizer.bos_token, tokenizer.bos_token_id

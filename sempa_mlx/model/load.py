@@ -131,6 +131,7 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
         RevisionNotFoundError,
@@ -142,11 +143,16 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
         problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
         raise ModelError(problem) from error
     except RevisionNotFoundError as error:
-        raise ModelError(Problem(f"`{hub_id}` has no revision {revision!r}")) from error
+        problem = Problem(
+            f"`{hub_id}` has no revision {revision!r}", fix="name a branch, tag or commit of it"
+        )
+        raise ModelError(problem) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
             Problem(f"no model `{hub_id}` on the Hub", fix="check its name on huggingface.co")
         ) from error
+    except HFValidationError as error:
+        raise ModelError(_not_found(name)) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise ModelError(
             Problem(
@@ -203,9 +209,14 @@ def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, Tokenize
 
 def _load_folder(path: Path, *, trust_remote_code: bool) -> tuple[nn.Module, TokenizerWrapper]:
     try:
-        model, _config = load_mlx_model(path, lazy=True, trust_remote_code=trust_remote_code)
-        tokenizer = load_tokenizer(path, {"trust_remote_code": trust_remote_code})
-    except (ValueError, KeyError, OSError, RuntimeError) as error:
+        model, config = load_mlx_model(path, lazy=True, trust_remote_code=trust_remote_code)
+        # A chat model may end its turn with another token than the tokenizer's own end.
+        tokenizer = load_tokenizer(
+            path,
+            {"trust_remote_code": trust_remote_code},
+            eos_token_ids=config.get("eos_token_id"),
+        )
+    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(Problem(f"mlx-lm cannot load this model: {reason}", str(path))) from error
     return model, tokenizer

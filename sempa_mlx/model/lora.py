@@ -1,7 +1,7 @@
 """The adapter: LoRA layers put on, dialled, saved and loaded in mlx-lm's own form.
 
-The dial: with scale 0 the model is bit for bit the base, which makes it the reference of DPO without
-a second copy. The folder holds `adapters.safetensors` (only lora_a and lora_b) and
+The dial: with scale 0 the model is bit for bit the base, which makes it the reference of DPO
+without a second copy. The folder holds `adapters.safetensors` (only lora_a and lora_b) and
 `adapter_config.json` (mlx-lm's keys, ours under the one extra key `sempa`).
 """
 
@@ -168,7 +168,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
     """
     config = read_adapter_config(folder)
     try:
-        weights = mx.load(str(folder / WEIGHTS_FILE))
+        weights: Any = mx.load(str(folder / WEIGHTS_FILE))
     except (RuntimeError, ValueError) as error:
         problem = Problem(f"unreadable ({error})", str(folder / WEIGHTS_FILE))
         raise ModelError(problem) from error
@@ -197,16 +197,14 @@ def _mismatches(
             f"trained on other weights: `{config.get('model')}` ({base}), "
             f"not `{loaded.location.name}` ({loaded.fingerprint})"
         )
-    linears = {
-        path: _dims(module)
-        for path, module in loaded.model.named_modules()
-        if isinstance(module, nn.Linear | nn.QuantizedLinear)
-    }
+    linears = _adapted_linears(loaded.model, config)
     rank = config["lora_parameters"]["rank"]
+    untrained = linears.keys() - {name.rpartition(".")[0] for name in weights}
+    found += [f"{layer}: the config names it, the file lacks it" for layer in sorted(untrained)]
     for name, tensor in sorted(weights.items()):
         layer, _, leaf = name.rpartition(".")
         if leaf not in ("lora_a", "lora_b") or layer not in linears:
-            found.append(f"{name}: the model has no such adapter tensor")
+            found.append(f"{name}: model and config have no such adapter tensor")
             continue
         inputs, outputs = linears[layer]
         expected = (inputs, rank) if leaf == "lora_a" else (rank, outputs)
@@ -216,6 +214,27 @@ def _mismatches(
         if partner not in weights:
             found.append(f"{partner}: missing")
     return found
+
+
+def _adapted_linears(model: nn.Module, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
+    """Return (inputs, outputs) of the linear layers that mlx-lm adapts under this config.
+
+    Tensors of other layers would be dropped in silence.
+    """
+    keys = config["lora_parameters"].get("keys")
+    blocks = model.layers[-max(config["num_layers"], 0) :]
+    inside = {
+        id(module)
+        for block in blocks
+        for key, module in block.named_modules()
+        if keys is None or key in keys
+    }
+    return {
+        path: _dims(module)
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear | nn.QuantizedLinear)
+        and (id(module) in inside or path in (keys or ()))
+    }
 
 
 def _dims(module: nn.Module) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from sempa_mlx.data.records import Message, PreferenceRecord
-from sempa_mlx.data.templates import EmbeddingTemplate
+from sempa_mlx.data.templates import EmbeddingTemplate, clean_sentence
 from sempa_mlx.model.forward import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
@@ -54,7 +54,7 @@ class ChatRenderer:
     def __init__(self, tokenizer: TokenizerWrapper) -> None:
         """Look at the tokenizer's chat template once."""
         self._tokenizer = tokenizer
-        self._markers = [token for token in tokenizer.all_special_tokens if token]
+        self._markers = _control_tokens(tokenizer)
         self.has_template = tokenizer.has_chat_template
         self._end_of_turn = self._find_end_of_turn()
 
@@ -73,21 +73,30 @@ class ChatRenderer:
         if not self.has_template:
             text = PLAIN_ENDING.join(message.content for message in messages) + PLAIN_ENDING
             return _encode_one(self._tokenizer, text, as_text=True, special=True)
-        contents = [message.content for message in messages]
-        rendered = self._render(messages, add_generation_prompt=True)
-        if not any(marker in content for marker in self._markers for content in contents):
+        text = "".join(message.content for message in messages)
+        if not any(marker in text for marker in self._markers):
+            rendered = self._render(messages, add_generation_prompt=True)
             return _encode_one(self._tokenizer, rendered, as_text=False)
-        return self._prompt_around(rendered, contents)
+        return self._prompt_around(messages, _unused_character(text))
 
-    def _prompt_around(self, rendered: str, contents: list[str]) -> tuple[int, ...]:
-        """Tokenise template and contents apart, so that markers inside contents stay text."""
+    def _prompt_around(self, messages: tuple[Message, ...], mask: str) -> tuple[int, ...]:
+        """Tokenise markers inside contents apart, so that they stay text.
+
+        The template sees numbers between two `mask` characters in their place: contents cannot be
+        found again in what it returns, as it may trim them or spell the same text itself.
+        """
+        masked = []
+        for message in messages:
+            content = message.content
+            for index, marker in enumerate(self._markers):
+                content = content.replace(marker, f"{mask}{index}{mask}")
+            masked.append(replace(message, content=content))
+        rendered = self._render(tuple(masked), add_generation_prompt=True)
         ids: tuple[int, ...] = ()
-        rest = rendered
-        for content in contents:
-            head, _, rest = rest.partition(content)
-            ids += _encode_one(self._tokenizer, head, as_text=False)
-            ids += _encode_one(self._tokenizer, content, as_text=True)
-        return ids + _encode_one(self._tokenizer, rest, as_text=False)
+        for place, part in enumerate(rendered.split(mask)):
+            text = self._markers[int(part)] if place % 2 else part
+            ids += _encode_one(self._tokenizer, text, as_text=bool(place % 2))
+        return ids
 
     def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
         try:
@@ -119,6 +128,17 @@ class ChatRenderer:
             return fallback
         ending = closed.removeprefix(opened + answer.content).strip()
         return _encode_one(self._tokenizer, ending, as_text=False) or fallback
+
+
+def _control_tokens(tokenizer: TokenizerWrapper) -> list[str]:
+    """List every control token, also those without a role such as begin or end of sequence."""
+    added = tokenizer.added_tokens_decoder.values()
+    return sorted({*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)} - {""})
+
+
+def _unused_character(text: str) -> str:
+    """Return a character that Unicode leaves to private use and that `text` does not hold."""
+    return next(char for char in map(chr, range(0xE000, 0xF900)) if char not in text)
 
 
 def _merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:
@@ -168,7 +188,9 @@ def _cut(
     text: str, template: EmbeddingTemplate, tokenizer: TokenizerWrapper, max_tokens: int
 ) -> list[int]:
     """Shorten the sentence, token by token from its end, until its prompt fits."""
-    sentence = _encode_one(tokenizer, text, as_text=True)
+    # Cleaned first: blanks that cleaning takes away must not crowd out words.
+    body = clean_sentence(text) if template.clean else text
+    sentence = _encode_one(tokenizer, body, as_text=True)
     keep = min(len(sentence), max_tokens)
     while True:
         shorter = template.render(tokenizer.decode(sentence[:keep]))

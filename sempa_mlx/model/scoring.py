@@ -1,10 +1,11 @@
-"""Which way to score completions on a given model: shared prefixes where they are exact, else plain."""
+"""Which way to score completions on a model: shared prefixes where they are exact, else plain."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from sempa_mlx.errors import UsageError
 from sempa_mlx.model.forward import (
@@ -82,7 +83,7 @@ def choose_scoring(
     for mask_rank in (PLAIN_MASK_RANK, GROUPED_MASK_RANK):
         try:
             found = score_shared(model, probe, shared, mask_rank)
-            difference = mx.abs(found - expected).max().item()
+            difference = float(np.abs(np.array(found) - np.array(expected)).max())
         except (SharedPrefixUnsupportedError, ValueError, TypeError, AttributeError, IndexError):
             continue
         if difference <= allowed:

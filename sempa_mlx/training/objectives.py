@@ -1,6 +1,6 @@
 """Objectives: the Plackett-Luce likelihood of a ranking, over scores.
 
-    P(ranking | x) = prod_k  exp s_k / sum_{j >= k} exp s_j        (candidates in order of preference)
+    P(ranking | x) = prod_k  exp s_k / sum_{j >= k} exp s_j        (best candidate first)
 
 With two candidates and s = beta * (log pi - log pi_ref) its negative logarithm is the loss of DPO.
 The likelihood is shared with contrastive learning; gradients, geometry and optimum are not.
@@ -30,8 +30,8 @@ def plackett_luce_nll(scores: mx.array, depth: int | None = None) -> mx.array:
 
     Args:
         scores: (rows, K) float32, best candidate first.
-        depth: how many leading places count, 1 to K - 1. One place gives softmax-DPO (and InfoNCE on
-            similarities); by default all K - 1, the full ranking.
+        depth: how many leading places count, 1 to K - 1. One place gives softmax-DPO (and InfoNCE
+            on similarities); by default all K - 1, the full ranking.
 
     Returns:
         (rows,) float32; log K! for equal scores at full depth.

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 
 from sempa_mlx.model.forward import TokenRow
 from sempa_mlx.model.lora import dialled
@@ -24,6 +25,6 @@ class Reference:
         if missing:
             with dialled(self._model, 0.0):
                 scores = self._scorer(self._model, [self._rows[index] for index in missing])
-                mx.eval(scores)
-            self._known.update(zip(missing, scores.tolist(), strict=True))
+                mx.eval(scores)  # while the adapter is off
+            self._known.update(zip(missing, np.array(scores).tolist(), strict=True))
         return mx.array([self._known[index] for index in indices])

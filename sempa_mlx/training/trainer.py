@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
+import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
 from sempa_mlx.config import EvalConfig, ObjectiveConfig, TrainConfig
@@ -138,7 +139,7 @@ class Trainer:
             bad_steps = bad_steps + 1 if isinstance(event, StepSkipped) else 0
             if bad_steps == MAX_BAD_STEPS:
                 raise RunError(
-                    f"{bad_steps} steps in a row gave no finite loss or gradient (last: step {step})",
+                    f"{bad_steps} steps in a row had no finite loss or gradient (last: {step})",
                     state=f"the best adapter, of step {best_step}, is kept",
                 )
             if step % evaluation.every and step != self.num_steps:
@@ -182,18 +183,20 @@ class Trainer:
     def _accumulate(self, indices: list[int]) -> tuple[_Sums, dict[str, mx.array], int]:
         """Sum loss and gradients over micro-batches that fit the token budget."""
         lengths = [self._scorer.own_tokens(self._rows[index]) for index in indices]
-        sums, total, tokens = _Sums(), None, 0
+        sums, tokens = _Sums(), 0
+        total: dict[str, mx.array] = {}
         self._model.train()
         for group in group_by_length(lengths, self._micro_batch_tokens):
             members = [indices[place] for place in group]
             rows = [self._rows[index] for index in members]
             reference = self._reference.logps(members)
             (loss, policy), grads = self._loss_and_grad(rows, reference, len(indices))
-            total = grads if total is None else tree_map(mx.add, total, grads)
+            total = tree_map(mx.add, total, grads) if total else grads
             mx.eval(loss, policy, total)
             sums.loss += loss.item()
-            sums.logps += policy.tolist()
-            sums.rewards += implicit_rewards(policy, reference, self._objective.beta).tolist()
+            rewards = implicit_rewards(policy, reference, self._objective.beta)
+            sums.logps += np.array(policy).tolist()
+            sums.rewards += np.array(rewards).tolist()
             tokens += self._scorer.tokens(rows)
         self._model.eval()
         return sums, total, tokens
@@ -212,9 +215,9 @@ class Trainer:
         loss, margin = metrics["loss"], metrics["rewards/margins"]
         if abs(loss - expected) > FIRST_LOSS_TOLERANCE or abs(margin) > FIRST_LOSS_TOLERANCE:
             raise RunError(
-                f"the first loss is {loss:.4f} with margin {margin:.4f}; a fresh adapter must give "
-                f"{expected:.4f} and 0. The reference is not the untouched base: masks, template or "
-                "adapter are wrong",
+                f"the first loss is {loss:.4f} with margin {margin:.4f}; a fresh adapter must "
+                f"give {expected:.4f} and 0. The reference is not the untouched base: masks, "
+                "template or adapter are wrong",
                 state="nothing was trained",
             )
 

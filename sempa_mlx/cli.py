@@ -1,0 +1,307 @@
+"""The command line: parse, build the settings, make one call, print.
+
+Heavy modules are imported inside the commands, so that `--help` answers at once.
+"""
+
+import os
+import sys
+import tempfile
+import traceback
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from sempa_mlx import __version__
+from sempa_mlx.console import Console, Mode
+from sempa_mlx.errors import SempaError
+
+HELP = """Turn one small language model into a generator that also embeds (SemPA on MLX).
+
+Exit codes: 0 done, 1 run failed, 2 usage or settings, 3 bad data, 4 memory or disk,
+130 interrupted.
+--json, --quiet and --debug may stand anywhere on the line.
+"""
+GLOBAL_FLAGS = ("--json", "--quiet", "--debug")
+EXIT_INTERRUPTED = 130
+
+app = typer.Typer(
+    help=HELP,
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+eval_app = typer.Typer(no_args_is_help=True, help="Measure what training did.")
+data_app = typer.Typer(no_args_is_help=True, help="Look at data before paying for training.")
+config_app = typer.Typer(no_args_is_help=True, help="Recipes and their settings.")
+app.add_typer(eval_app, name="eval")
+app.add_typer(data_app, name="data")
+app.add_typer(config_app, name="config")
+
+console = Console()
+
+
+class Protocol(StrEnum):
+    """How STS text is read."""
+
+    senteval = "senteval"
+    mteb = "mteb"
+
+
+class ExportTarget(StrEnum):
+    """What an adapter can be turned into."""
+
+    mlx = "mlx"
+
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Alias, folder, Hub id or GGUF file.")
+]
+AdaptersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--adapter-path", help="Run folder with an adapter; may be repeated."),
+]
+ScalesOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--adapter-scale", help="0 = base, 1 = full adapter; may be repeated. [default: 1]"
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        from sempa_mlx.runtime import package_versions
+
+        console.result("\n".join(f"{name} {found}" for name, found in package_versions().items()))
+        raise typer.Exit
+
+
+@app.callback()
+def _globals(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show versions.")
+    ] = False,
+    json_mode: Annotated[bool, typer.Option("--json", help="One JSON document on stdout.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", help="Print the bare result only.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Take the options that every command has."""
+
+
+@app.command(
+    epilog="Example:  sempa-mlx train   |   sempa-mlx train --data pairs.jsonl --iters 100"
+)
+def train(
+    config: Annotated[str | None, typer.Option("-c", "--config", help="Recipe or file.")] = None,
+    model: ModelOption = None,
+    data: Annotated[str | None, typer.Option("--data", help="File, `nli` or `demo`.")] = None,
+    adapter_path: Annotated[
+        str | None, typer.Option("--adapter-path", help="Run folder. [default: adapters]")
+    ] = None,
+    iters: Annotated[int | None, typer.Option("--iters", help="Optimizer steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs a step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak.")] = None,
+    beta: Annotated[float | None, typer.Option("--beta", help="DPO's beta.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Order and initialisation.")] = None,
+    sets: Annotated[
+        list[str] | None, typer.Option("--set", help="Any setting: section.key=value.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, start nothing.")] = False,
+    force: ForceOption = False,
+) -> None:
+    """Train an adapter on paraphrase preferences; the best step on STS dev is kept.
+
+    Without arguments: ./sempa.yaml if there is one, else the built-in recipe.
+    """
+    from sempa_mlx.commands.train import run_train
+
+    flags = {
+        "--model": ("model.name", model),
+        "--data": ("data.train", data),
+        "--adapter-path": ("output.path", adapter_path),
+        "--iters": ("train.iters", iters),
+        "--batch-size": ("train.batch_size", batch_size),
+        "--learning-rate": ("train.learning_rate", learning_rate),
+        "--beta": ("objective.beta", beta),
+        "--seed": ("train.seed", seed),
+    }
+    given: dict[str, tuple[str, Any]] = {k: v for k, v in flags.items() if v[1] is not None}
+    run_train(console, config, sets or [], given, dry_run=dry_run, force=force)
+
+
+@app.command(
+    epilog="Example:  sempa-mlx embed notes.txt   |   cat a.txt | sempa-mlx embed - > a.jsonl"
+)
+def embed(
+    file: Annotated[str, typer.Argument(help="A text a line; `-` reads stdin.")],
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Output file. [FILE.npy]")] = None,
+    model: ModelOption = None,
+    adapter_path: Annotated[
+        Path | None, typer.Option("--adapter-path", help="Run folder. [./adapters if there]")
+    ] = None,
+    adapter_scale: Annotated[
+        float | None, typer.Option("--adapter-scale", help="The dial.")
+    ] = None,
+    method: Annotated[str | None, typer.Option("--method", help="Embedding method.")] = None,
+    normalize: Annotated[bool, typer.Option("--normalize/--no-normalize")] = True,
+    truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", help="First n.")] = None,
+    file_format: Annotated[str | None, typer.Option("--format", help="npy or jsonl.")] = None,
+    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=64)] = 4096,
+    force: ForceOption = False,
+) -> None:
+    """Turn each line of a text file into a vector."""
+    from sempa_mlx.commands.embed import EmbedRequest, run_embed
+
+    request = EmbedRequest(
+        file, out, file_format, model, adapter_path, adapter_scale, method, normalize, truncate_dim
+    )
+    run_embed(console, request, batch_tokens=batch_tokens, force=force)
+
+
+@eval_app.command("sts", epilog="Example:  sempa-mlx eval sts --data hub --adapter-path adapters")
+def eval_sts(
+    model: ModelOption = None,
+    adapter_path: AdaptersOption = None,
+    adapter_scale: ScalesOption = None,
+    method: Annotated[
+        list[str] | None, typer.Option("--method", help="Methods of the base.")
+    ] = None,
+    data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
+    tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
+    protocol: Annotated[Protocol, typer.Option("--protocol")] = Protocol.senteval,
+    out: OutOption = None,
+    fail_under: Annotated[
+        float | None, typer.Option("--fail-under", help="Exit 1 if the best average is lower.")
+    ] = None,
+) -> None:
+    """Compare base and adapters on the seven STS tasks (Spearman x 100)."""
+    from sempa_mlx.commands.evaluate import Systems, run_eval_sts
+
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], method or ["prompteol"])
+    names = tuple(tasks.split(",")) if tasks else None
+    run_eval_sts(console, systems, data, names, protocol.value, out=out, fail_under=fail_under)
+
+
+@eval_app.command("generation", epilog="Example:  sempa-mlx eval generation --text wiki.txt")
+def eval_generation(
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to predict.")],
+    model: ModelOption = None,
+    adapter_path: AdaptersOption = None,
+    adapter_scale: ScalesOption = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Use the first n.")] = None,
+    out: OutOption = None,
+) -> None:
+    """Compare base and adapters as generators: perplexity of a text."""
+    from sempa_mlx.commands.evaluate import Systems, run_eval_generation
+
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], ["prompteol"])
+    run_eval_generation(console, systems, text, max_tokens=max_tokens, out=out)
+
+
+@data_app.command("check", epilog="Example:  sempa-mlx data check pairs.jsonl")
+def data_check(file: Annotated[Path, typer.Argument(help="Preference file.")]) -> None:
+    """Count the rows of a preference file and list every fault."""
+    from sempa_mlx.commands.data import run_check
+
+    run_check(console, file)
+
+
+@data_app.command("download", epilog="Example:  sempa-mlx data download")
+def data_download() -> None:
+    """Fetch the NLI triplets and the STS sets, once."""
+    from sempa_mlx.commands.data import run_download
+
+    run_download(console)
+
+
+@config_app.command("list")
+def config_list() -> None:
+    """List the recipes."""
+    from sempa_mlx.config import list_recipes
+
+    console.result("\n".join(list_recipes()))
+    console.document(list(list_recipes()))
+
+
+@config_app.command("show", epilog="Example:  sempa-mlx config show demo")
+def config_show(
+    name: Annotated[str | None, typer.Argument(help="Recipe or file.")] = None,
+) -> None:
+    """Print settings as a file that --config takes."""
+    from sempa_mlx.config import dump_config, load_config
+
+    resolved = load_config(name)
+    console.say(f"# {resolved.origin}")
+    console.result(dump_config(resolved.config).rstrip())
+    console.document(resolved.config.model_dump(mode="json"))
+
+
+@app.command()
+def export(
+    to: Annotated[ExportTarget, typer.Option("--to", help="Target form.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
+    adapter_path: Annotated[Path, typer.Option("--adapter-path")] = Path("adapters"),
+) -> None:
+    """Write an adapter, and its base if that is a GGUF file, for use with mlx-lm."""
+    from sempa_mlx.commands.export import run_export
+
+    run_export(console, adapter_path, out)
+
+
+@app.command()
+def doctor() -> None:
+    """Show what this machine can do, and what is missing."""
+    from sempa_mlx.commands.doctor import run_doctor
+
+    run_doctor(console)
+
+
+@app.command(epilog="Example:  sempa-mlx demo --folder sempa-demo")
+def demo(
+    folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path("sempa-demo"),
+) -> None:
+    """Train, compare, embed and search on the embedded model and the demo data."""
+    from sempa_mlx.commands.demo import run_demo
+
+    run_demo(console, folder)
+
+
+def main() -> None:
+    """Run the program: every error becomes one clear message and its exit code."""
+    arguments = sys.argv[1:]
+    flags = {flag for flag in GLOBAL_FLAGS if flag in arguments}
+    mode: Mode = "json" if "--json" in flags else "quiet" if "--quiet" in flags else "human"
+    console.mode = mode
+    debug = "--debug" in flags or bool(os.environ.get("SEMPA_DEBUG"))
+    try:
+        app(args=[arg for arg in arguments if arg not in flags], prog_name="sempa-mlx")
+    except SempaError as error:
+        if debug:
+            raise
+        console.error(error)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:  # the reader of our output has gone: not our error
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except Exception as error:  # the boundary: nothing may reach the user raw
+        if debug:
+            raise
+        console.error(_unexpected(error))
+        sys.exit(1)
+
+
+def _unexpected(error: Exception) -> SempaError:
+    """Save the traceback of a bug and say where it is."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"sempa-mlx {__version__}\n{traceback.format_exc()}")
+    return SempaError(
+        f"{type(error).__name__}: {error}",
+        state=f"this is a bug; the traceback is in {log.name}; --debug shows it here",
+    )

@@ -1,0 +1,136 @@
+"""`sempa-mlx demo`: the whole story on the embedded model and data packaged with the program."""
+
+import json
+import shutil
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sempa_mlx.commands.train import outcome, train_and_show
+from sempa_mlx.config import SempaConfig, dump_config, load_config
+from sempa_mlx.console import Console
+
+if TYPE_CHECKING:
+    from sempa_mlx.data.records import StsTask
+
+RECIPE = "demo"
+NEIGHBOURS = 3
+QUERIES = (0, 1, 4)  # lines of the packaged sentences whose neighbours are shown
+INTRO = """One small language model, two jobs. This demo
+  1. measures how well the untouched model embeds sentences,
+  2. trains an adapter on {triplets} triplets written for this project (not human-annotated),
+  3. compares base and trained model on sentence pairs it has not seen,
+  4. embeds a text file and finds nearest neighbours in it.
+No network is needed."""
+
+
+def run_demo(console: Console, folder: Path) -> None:
+    """Train (or reuse an earlier demo's run), compare, embed, search; print what comes next."""
+    from sempa_mlx.run import check_output, read_run_data
+
+    started = time.perf_counter()
+    run_folder = folder / "run"
+    resolved = load_config(RECIPE, flags={"--folder": ("output.path", str(run_folder))})
+    config = resolved.config
+    data = read_run_data(config)
+    data.dev_task, test = _halves(data.dev_task)
+    console.say(INTRO.format(triplets=len(data.records)))
+    if is_finished(run_folder, config):
+        console.heading(f"Training: done by an earlier demo (delete {run_folder} to train again)")
+        results = json.loads((run_folder / "results.json").read_text())
+    else:
+        check_output(run_folder, force=True)
+        console.heading("Training")
+        run = train_and_show(console, config, data)
+        console.say(outcome(run))
+        results = run.summary()
+    scores = _compare(console, run_folder, data.dev_task, test)
+    store = _embed_and_search(console, run_folder, folder)
+    seconds = time.perf_counter() - started
+    console.document(
+        {"training": results, "scores": scores, "store": str(store), "seconds": round(seconds, 1)}
+    )
+    console.heading(f"Done in {seconds / 60:.1f} minutes. Next:")
+    console.say(f"  sempa-mlx embed YOUR.txt --adapter-path {run_folder}")
+    console.say(
+        "  sempa-mlx train --data YOUR.jsonl      (rows: anchor, entailment, contradiction)"
+    )
+    console.say(f"  sempa-mlx eval sts --data hub --adapter-path {run_folder}")
+
+
+def is_finished(run_folder: Path, config: SempaConfig) -> bool:
+    """Tell whether a folder holds a completed run of exactly these settings."""
+    from sempa_mlx.run import CONFIG_COPY, RESULTS_FILE
+
+    copy = run_folder / CONFIG_COPY
+    return (
+        (run_folder / RESULTS_FILE).is_file()
+        and copy.is_file()
+        and copy.read_text(encoding="utf-8") == dump_config(config)
+    )
+
+
+def _halves(task: "StsTask") -> tuple["StsTask", "StsTask"]:
+    """Split the pairs: every second one chooses the best step, the others are the test."""
+    from sempa_mlx.data.records import StsTask
+
+    return (
+        StsTask("dev half", "demo", task.pairs[::2]),
+        StsTask("test half", "demo", task.pairs[1::2]),
+    )
+
+
+def _compare(
+    console: Console, run_folder: Path, dev: "StsTask", test: "StsTask"
+) -> dict[str, dict[str, float]]:
+    """Print Spearman of base and trained model on both halves of the demo pairs."""
+    from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
+    from sempa_mlx.evaluation.sts import evaluate_sts
+
+    console.heading("Comparing")
+    with console.working("loading base and adapter"):
+        trained = Encoder.load(run_folder)
+    base_settings = EncoderSettings(adapter_scale=0.0)  # scale 0 is the base, bit for bit
+    mean_settings = EncoderSettings(method="mean", adapter_scale=0.0)
+    systems = {
+        "base, mean pooling": Encoder(trained.loaded, mean_settings),
+        "base, PromptEOL": Encoder(trained.loaded, base_settings),
+        "trained (SemPA)": trained,
+    }
+    found: dict[str, dict[str, float]] = {}
+    for name, encoder in systems.items():
+        with console.working(f"scoring {name}"):
+            scores = evaluate_sts(encoder, [dev, test])
+        found[name] = {score.task: round(score.spearman * 100, 2) for score in scores}
+    tasks = (dev.name, test.name)
+    rows = [[name, *(f"{values[task]:.2f}" for task in tasks)] for name, values in found.items()]
+    note = f"{len(dev.pairs)} and {len(test.pairs)} pairs; the best step was chosen on the dev half"
+    console.table("Sentence similarity, Spearman x 100, demo pairs", ["", *tasks], rows, note)
+    return found
+
+
+def _embed_and_search(console: Console, run_folder: Path, folder: Path) -> Path:
+    """Embed the packaged sentences into a file and show neighbours of a few of them."""
+    import numpy as np
+
+    from sempa_mlx.data import demo
+    from sempa_mlx.data.readers import read_lines
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.store import embed_to_file, nearest
+
+    console.heading("Embedding a text file")
+    text_file = folder / "sentences.txt"
+    shutil.copyfile(Path(demo.__file__).parent / "sentences.txt", text_file)
+    sentences = [line.text for line in read_lines(text_file)]
+    with console.working(f"embedding {text_file}"):
+        encoder = Encoder.load(run_folder)
+        store = embed_to_file(
+            encoder, sentences, folder / "sentences.txt.npy", file_format="npy"
+        ).path
+    vectors = np.load(store)
+    console.say(f"{len(vectors)} vectors in {store}; the nearest lines to three of them:")
+    for query in QUERIES:
+        console.result(f"\n{sentences[query]}")
+        for index, similarity in nearest(vectors, vectors[query], NEIGHBOURS + 1)[1:]:
+            console.result(f"  {similarity:.3f}  {sentences[index]}")
+    return store

@@ -1,0 +1,173 @@
+"""`sempa-mlx embed`."""
+
+import shutil
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sempa_mlx.console import Console
+from sempa_mlx.data.readers import read_lines
+from sempa_mlx.errors import DataError, Problem, UsageError
+from sempa_mlx.files import refuse_existing
+
+if TYPE_CHECKING:
+    from sempa_mlx.encoder.encoder import Encoder
+
+DEFAULT_MODEL = "smollm2-135m"
+DEFAULT_RUN = Path("adapters")
+STREAM = "-"
+
+
+@dataclass(frozen=True, slots=True)
+class EmbedRequest:
+    """What to embed, with what, into what; None leaves it to defaults and the run folder."""
+
+    file: str
+    out: str | None
+    file_format: str | None
+    model: str | None
+    adapter_path: Path | None
+    adapter_scale: float | None
+    method: str | None
+    normalize: bool
+    truncate_dim: int | None
+
+
+def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, force: bool) -> None:
+    """Embed a file into a file, or stdin into JSON lines on stdout."""
+    with tempfile.TemporaryDirectory() as spool:
+        source = _source(request.file, Path(spool))
+        count = _count_texts(source)
+        out, file_format = _target(request, force=force)
+        texts = (line.text for line in read_lines(source))
+        if out is None:
+            _to_stdout(console, request, texts, count, batch_tokens)
+        else:
+            _to_file(console, request, texts, count, out, file_format, batch_tokens)
+
+
+def _source(file: str, spool: Path) -> Path:
+    """Return the file to read; stdin is put on disk first, as it is read twice."""
+    if file != STREAM:
+        return Path(file)
+    if sys.stdin.isatty():
+        raise UsageError(Problem("`-` reads stdin, which is a terminal", fix="pipe a file into it"))
+    copy = spool / "stdin"
+    with copy.open("wb") as target:
+        shutil.copyfileobj(sys.stdin.buffer, target)
+    return copy
+
+
+def _count_texts(source: Path) -> int:
+    """Count the lines, which also finds a bad byte before the model is loaded."""
+    count = sum(1 for _ in read_lines(source))
+    if count == 0:
+        raise DataError(Problem("the file is empty", str(source)), state="nothing was written")
+    return count
+
+
+def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
+    from sempa_mlx.encoder.store import format_of
+
+    if request.out == STREAM or (request.out is None and request.file == STREAM):
+        if request.file_format not in (None, "jsonl"):
+            raise UsageError("stdout takes --format jsonl only", state="nothing was written")
+        return None, "jsonl"
+    if request.out is None:
+        file_format = request.file_format or "npy"
+        out = Path(f"{request.file}.{file_format}")
+    else:
+        out = Path(request.out)
+        file_format = request.file_format or ""
+    file_format = format_of(out, file_format or None)
+    refuse_existing(out, force=force)
+    return out, file_format
+
+
+def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
+    """Load the named model, else the run in ./adapters, else the default model."""
+    from sempa_mlx.encoder.encoder import Encoder, EncoderSettings, read_settings
+    from sempa_mlx.model.lora import CONFIG_FILE
+
+    run = request.adapter_path
+    if run is None and request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file():
+        run = DEFAULT_RUN
+    settings = read_settings(run) if run is not None else EncoderSettings()
+    settings = replace(
+        settings,
+        method=request.method or settings.method,
+        normalize=request.normalize,
+        truncate_dim=request.truncate_dim,
+        adapter_scale=(
+            settings.adapter_scale if request.adapter_scale is None else request.adapter_scale
+        ),
+    )
+    with console.working("loading the model"):
+        if request.model is None and run is not None:
+            encoder = Encoder.load(run, settings=settings)
+        else:
+            encoder = Encoder.load(
+                request.model or DEFAULT_MODEL, adapter_path=run, settings=settings
+            )
+    name = encoder.loaded.location.name
+    adapter = f" + adapter {run} at scale {settings.adapter_scale:g}" if run else ""
+    console.say(f"model: {name}{adapter}; method: {settings.method}; {encoder.dim} dimensions")
+    return encoder
+
+
+def _to_stdout(
+    console: Console, request: EmbedRequest, texts: Iterator[str], count: int, batch_tokens: int
+) -> None:
+    from sempa_mlx.encoder.store import embed_to_stream
+
+    encoder = load_encoder(console, request)
+    with console.progress("embedding", count, "texts") as advance:
+        num_cut = embed_to_stream(
+            encoder, texts, sys.stdout, batch_tokens=batch_tokens, on_progress=advance
+        )
+    _warn_cut(console, num_cut, encoder.settings.max_tokens)
+
+
+def _to_file(  # noqa: PLR0913 - one call site, one value each
+    console: Console,
+    request: EmbedRequest,
+    texts: Iterator[str],
+    count: int,
+    out: Path,
+    file_format: str,
+    batch_tokens: int,
+) -> None:
+    from sempa_mlx.encoder.store import embed_to_file
+
+    encoder = load_encoder(console, request)
+    with console.progress("embedding", count, "texts") as advance:
+        written = embed_to_file(
+            encoder,
+            texts,
+            out,
+            file_format=file_format,
+            batch_tokens=batch_tokens,
+            on_progress=advance,
+        )
+    _warn_cut(console, written.num_truncated, encoder.settings.max_tokens)
+    beside = f", described in {written.sidecar}" if written.sidecar else ""
+    console.say(f"{written.count} vectors of {written.dim} dimensions{beside}")
+    console.result(str(written.path))
+    console.document(
+        {
+            "path": str(written.path),
+            "sidecar": str(written.sidecar) if written.sidecar else None,
+            "count": written.count,
+            "dim": written.dim,
+            "truncated": written.num_truncated,
+        }
+    )
+
+
+def _warn_cut(console: Console, num_cut: int, max_tokens: int) -> None:
+    if num_cut:
+        texts = "1 text was" if num_cut == 1 else f"{num_cut} texts were"
+        console.warn(f"{texts} longer than {max_tokens} tokens and cut at the end")

@@ -1,0 +1,198 @@
+"""Everything the user sees: the only module that prints.
+
+Results go to stdout, talk to stderr. Three modes: `human`; `json`, one document on stdout; `quiet`,
+the bare result. Data is never read as markup.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+from rich import box
+from rich.console import Console as RichConsole
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from sempa_mlx.errors import SempaError
+
+Mode = Literal["human", "json", "quiet"]
+PLAIN_EVERY_SECONDS = 10.0
+
+
+class Console:
+    """Prints in one mode."""
+
+    def __init__(self, mode: Mode = "human") -> None:
+        """Look at the streams: colour and bars only on a terminal."""
+        self.mode = mode
+        self._out = RichConsole(markup=False, highlight=False, soft_wrap=True)
+        self._err = RichConsole(stderr=True, markup=False, highlight=False, soft_wrap=True)
+
+    @property
+    def is_live(self) -> bool:
+        """Tell whether a bar can be drawn."""
+        return self.mode == "human" and self._err.is_terminal
+
+    def say(self, text: str = "") -> None:
+        """Talk: to stderr, in human mode only."""
+        if self.mode == "human":
+            self._err.print(text)
+
+    def heading(self, text: str) -> None:
+        """Announce a stage of longer work."""
+        if self.mode == "human":
+            self._err.print(Text(f"\n{text}", style="bold"))
+
+    def warn(self, text: str) -> None:
+        """Warn on stderr, in every mode."""
+        self._err.print(Text.assemble(("warning: ", "yellow"), text))
+
+    def facts(self, facts: dict[str, str]) -> None:
+        """Print named facts, aligned, as talk."""
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            self.say(f"  {name.ljust(width)}  {value}")
+
+    def result(self, text: str) -> None:
+        """Print a result on stdout, in human and quiet mode."""
+        if self.mode != "json":
+            self._out.print(text)
+
+    def document(self, document: Any) -> None:  # noqa: ANN401 - any JSON value
+        """Print a JSON document on stdout, in JSON mode."""
+        if self.mode == "json":
+            sys.stdout.write(json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+            sys.stdout.flush()
+
+    def table(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str = ""
+    ) -> None:
+        """Print a result table on stdout: first column to the left, the others to the right."""
+        if self.mode == "json":
+            return
+        if self._out.is_terminal:
+            needed = sum(
+                max(len(row[i]) for row in [columns, *rows]) + 3 for i in range(len(columns))
+            )
+            if needed > self._out.width:
+                self._stacked(title, columns, rows, note)
+                return
+        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None)
+        table.caption_justify = "left"
+        for index, column in enumerate(columns):
+            table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(Text(cell) for cell in row))
+        width = None if self._out.is_terminal else 400
+        RichConsole(markup=False, highlight=False, width=width).print(table)
+
+    def _stacked(
+        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str
+    ) -> None:
+        """Print a table that is wider than the terminal as one block a row."""
+        self._out.print(title)
+        for row in rows:
+            self._out.print(f"\n{row[0]}")
+            for name, cell in zip(columns[1:], row[1:], strict=True):
+                self._out.print(f"  {name:<12} {cell}")
+        if note:
+            self._out.print(f"\n{note}")
+
+    @contextmanager
+    def working(self, label: str) -> Iterator[None]:
+        """Show that something without steps goes on, such as loading a model."""
+        if self.is_live:
+            with self._err.status(Text(label)):
+                yield
+        else:
+            self.say(label)
+            yield
+
+    @contextmanager
+    def progress(self, label: str, total: int | None, unit: str) -> Iterator[Callable[[int], None]]:
+        """Show counted work; yields a function that takes how many items more are done."""
+        if self.mode != "human":
+            yield lambda _count: None
+        elif self.is_live:
+            with self._bar() as bar:
+                task = bar.add_task(label, total=total, facts="")
+                started = time.perf_counter()
+
+                def advance(count: int) -> None:
+                    bar.advance(task, count)
+                    rate = bar.tasks[task].completed / (time.perf_counter() - started)
+                    bar.update(task, facts=f"{rate:.0f} {unit}/s")
+
+                yield advance
+        else:
+            yield self._plain_progress(label, total, unit)
+
+    def _bar(self) -> Progress:
+        return Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=24),
+            TaskProgressColumn(),
+            TextColumn("{task.fields[facts]}", markup=False),
+            TimeRemainingColumn(compact=True),
+            console=self._err,
+            transient=True,
+        )
+
+    def _plain_progress(self, label: str, total: int | None, unit: str) -> Callable[[int], None]:
+        """Return a counter that prints one line every few seconds."""
+        started = last = time.perf_counter()
+        done = 0
+
+        def advance(count: int) -> None:
+            nonlocal last, done
+            done += count
+            now = time.perf_counter()
+            if now - last >= PLAIN_EVERY_SECONDS:
+                last = now
+                goal = f"/{total}" if total else ""
+                self.say(f"{label}: {done}{goal} {unit}, {done / (now - started):.0f} {unit}/s")
+
+        return advance
+
+    @contextmanager
+    def steps(self, total: int) -> Iterator[Callable[[int, str], None]]:
+        """Show a training run; yields a function of (steps done, facts of the last step)."""
+        if self.is_live:
+            with self._bar() as bar:
+                task = bar.add_task("training", total=total, facts="")
+                yield lambda step, facts: bar.update(task, completed=step, facts=facts)
+            return
+        last = time.perf_counter()
+
+        def show(step: int, facts: str) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            if now - last >= PLAIN_EVERY_SECONDS or step == total:
+                last = now
+                self.say(f"step {step}/{total}  {facts}")
+
+        yield show
+
+    def error(self, error: SempaError) -> None:
+        """Print every problem of an error: place and cause, evidence, fix, and the state left."""
+        if self.mode == "json":
+            problems = [
+                {"what": p.what, "place": p.place, "evidence": p.evidence, "fix": p.fix}
+                for p in error.problems
+            ]
+            self.document(
+                {"error": {"problems": problems, "state": error.state, "code": error.exit_code}}
+            )
+            return
+        for problem in error.problems:
+            self._err.print(Text.assemble(("error: ", "bold red"), str(problem)))
+            for line in (problem.evidence, problem.fix):
+                if line:
+                    self._err.print(line if line.startswith(" ") else f"  {line}")
+        count = f"{len(error.problems)} problems; " if len(error.problems) > 1 else ""
+        if error.state or count:
+            self._err.print(f"{count}{error.state}".removesuffix("; "))

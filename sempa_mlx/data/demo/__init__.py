@@ -1,0 +1,1 @@
+"""Demonstration data written for this project: triplets, scored pairs, sentences."""

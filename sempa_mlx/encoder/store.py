@@ -1,0 +1,165 @@
+"""Vectors on disk: a text file in, one vector a line out, however long the file is.
+
+Texts are read, embedded and written window by window, so memory does not grow with the file. The
+output takes its place only when it is whole. Beside it stands a JSON file that says what made it.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.errors import Problem, UsageError
+from sempa_mlx.files import replacing, write_text
+
+FORMATS = ("npy", "jsonl")
+WINDOW = 8192  # texts read, deduplicated and sorted by length together
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What was written: where, how many vectors of which length, how many texts were cut."""
+
+    path: Path
+    sidecar: Path | None
+    count: int
+    dim: int
+    num_truncated: int
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is counted while windows stream by."""
+
+    num_truncated: int = 0
+
+
+def format_of(path: Path, wanted: str | None) -> str:
+    """Return the output format: the one asked for, else the one the file's ending names.
+
+    Raises:
+        UsageError: the ending or the name is not known.
+    """
+    name = wanted or path.suffix.removeprefix(".")
+    if name not in FORMATS:
+        raise UsageError(
+            Problem(f"unknown output format `{name}`", fix=f"--format {' or '.join(FORMATS)}")
+        )
+    return name
+
+
+def embed_to_file(
+    encoder: Encoder,
+    texts: Iterable[str],
+    out: Path,
+    *,
+    file_format: str,
+    batch_tokens: int = 4096,
+    on_progress: Callable[[int], None] | None = None,
+) -> Embedded:
+    """Embed texts in order into `out`, with a sidecar `out` + `.json` for npy.
+
+    Args:
+        encoder: makes the vectors.
+        texts: any number of texts; read once, window by window.
+        out: the file to write.
+        file_format: `npy` (one float32 array, (n, dim)) or `jsonl` (a text and its vector a line).
+        batch_tokens: upper bound of tokens in one forward pass.
+        on_progress: called with the number of texts done.
+
+    Raises:
+        DataError: a text cannot be read; nothing is written.
+        ResourceError: the disk is full or not writable; nothing is written.
+    """
+    tally = _Tally()
+    windows = _windows(encoder, texts, batch_tokens, on_progress, tally)
+    with replacing(out) as temporary:
+        if file_format == "npy":
+            count = _write_npy(temporary, windows, encoder.dim)
+        else:
+            with temporary.open("w", encoding="utf-8") as handle:
+                count = write_jsonl(handle, windows)
+    sidecar = None
+    if file_format == "npy":
+        sidecar = out.with_name(out.name.removesuffix(".npy") + ".json")
+        write_text(sidecar, sidecar_text(encoder, count))
+    return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated)
+
+
+def embed_to_stream(
+    encoder: Encoder,
+    texts: Iterable[str],
+    stream: IO[str],
+    *,
+    batch_tokens: int = 4096,
+    on_progress: Callable[[int], None] | None = None,
+) -> int:
+    """Embed texts in order onto a stream as jsonl; return how many texts were cut."""
+    tally = _Tally()
+    write_jsonl(stream, _windows(encoder, texts, batch_tokens, on_progress, tally))
+    return tally.num_truncated
+
+
+def _windows(
+    encoder: Encoder,
+    texts: Iterable[str],
+    batch_tokens: int,
+    on_progress: Callable[[int], None] | None,
+    tally: _Tally,
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    source = iter(texts)
+    while window := list(islice(source, WINDOW)):
+        vectors, num_truncated = encoder.encode_counted(
+            window, batch_tokens=batch_tokens, on_progress=on_progress
+        )
+        tally.num_truncated += num_truncated
+        yield window, vectors
+
+
+def _write_npy(path: Path, windows: Iterable[tuple[list[str], np.ndarray]], dim: int) -> int:
+    """Write a growing array: numpy pads its header, so the final count fits over the first one."""
+    count = 0
+    with path.open("wb") as handle:
+        _npy_header(handle, 0, dim)
+        start = handle.tell()
+        for _, vectors in windows:
+            handle.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+            count += len(vectors)
+        handle.seek(0)
+        _npy_header(handle, count, dim)
+        if handle.tell() != start:
+            raise RuntimeError("numpy changed the length of its header")
+    return count
+
+
+def _npy_header(handle: IO[bytes], count: int, dim: int) -> None:
+    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
+    np.lib.format.write_array_header_1_0(handle, header)
+
+
+def write_jsonl(handle: IO[str], windows: Iterable[tuple[list[str], np.ndarray]]) -> int:
+    """Write `{"text", "embedding"}` a line; numbers keep float32's full precision."""
+    count = 0
+    for texts, vectors in windows:
+        for text, vector in zip(texts, vectors, strict=True):
+            row: dict[str, Any] = {"text": text, "embedding": [float(str(v)) for v in vector]}
+            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
+        count += len(texts)
+    return count
+
+
+def sidecar_text(encoder: Encoder, count: int) -> str:
+    """Return the JSON that stands beside a vector file: what made it, how many, how long."""
+    return json.dumps({"count": count, **encoder.describe()}, indent=2, ensure_ascii=False) + "\n"
+
+
+def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> list[tuple[int, float]]:
+    """Return the k rows of unit vectors (n, dim) nearest to a unit query, with their cosines."""
+    similarities = vectors @ query
+    order = np.argsort(-similarities, kind="stable")[:k]
+    return [(int(index), float(similarities[index])) for index in order]

@@ -1,0 +1,154 @@
+import mlx.core as mx
+import numpy as np
+import pytest
+from mlx_lm.models import activations, gemma2, llama, qwen2, qwen3
+
+from sempa_mlx import runtime
+from sempa_mlx.model.cpu_kernels import swiglu, use_fast_swiglu
+from tests.tiny import tiny_model
+
+GATES = np.concatenate(
+    [
+        np.linspace(-100, 100, 20_001),
+        np.linspace(-1, 1, 2001),
+        [-88.73, -88.0, -87.4, -87.3, 0.0, 1e-30, -1e-30, 1e-8, 87.3, 88.8],
+    ]
+).astype(np.float32)
+VALUES = np.random.default_rng(0).normal(size=GATES.shape).astype(np.float32) * 3
+SMALLEST = 2.0**-126  # exp is held at 2^126 and above: what lies beyond counts as zero
+
+
+@pytest.fixture(autouse=True)
+def own_functions(monkeypatch):
+    """Give every module its own SwiGLU back, before and after."""
+    for module in (llama, qwen2, qwen3):
+        monkeypatch.setattr(module, "swiglu", activations.swiglu)
+
+
+def exact(gate, x):
+    """SwiGLU and its slopes in float64."""
+    gate, x = gate.astype(np.float64), x.astype(np.float64)
+    sigmoid = np.exp(-np.logaddexp(0, -gate))
+    # 1 - sigmoid loses everything for large gates; its mirror image does not.
+    slope = sigmoid * (1 + gate * np.exp(-np.logaddexp(0, gate)))
+    return gate * sigmoid * x, x * slope, gate * sigmoid
+
+
+def gradients(function, gate, x, cotangent):
+    _, found = mx.vjp(function, [mx.array(gate), mx.array(x)], [mx.array(cotangent)])
+    return [np.array(part) for part in found]
+
+
+def test_values_are_exact_to_float32():
+    found = np.array(swiglu(mx.array(GATES), mx.array(VALUES)))
+    expected, _, _ = exact(GATES, VALUES)
+    assert found.dtype == np.float32
+    tiny = SMALLEST * np.abs(GATES * VALUES).max()
+    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=tiny)
+
+
+def test_gradients_are_exact_to_float32():
+    cotangent = np.random.default_rng(1).normal(size=GATES.shape).astype(np.float32)
+    _, by_gate, by_x = exact(GATES, VALUES)
+    found_gate, found_x = gradients(swiglu, GATES, VALUES, cotangent)
+    np.testing.assert_allclose(found_x, cotangent * by_x, rtol=1e-6, atol=1e-34)
+    # The slope crosses zero near -1.28, where only the absolute error is small.
+    np.testing.assert_allclose(found_gate, cotangent * by_gate, rtol=2e-6, atol=1e-6)
+
+
+def test_it_agrees_with_mlx_lm():
+    inside = np.abs(GATES) < 80
+    gate, x = GATES[inside], VALUES[inside]
+    ours, theirs = (
+        np.array(function(mx.array(gate), mx.array(x))) for function in (swiglu, activations.swiglu)
+    )
+    np.testing.assert_allclose(ours, theirs, rtol=2e-6, atol=1e-30)
+    cotangent = np.ones_like(gate)
+    for our, their in zip(
+        gradients(swiglu, gate, x, cotangent),
+        gradients(activations.swiglu, gate, x, cotangent),
+        strict=True,
+    ):
+        np.testing.assert_allclose(our, their, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("shape", [(), (1,), (0,), (3, 5), (2, 3, 4, 5)])
+def test_any_shape(shape):
+    rng = np.random.default_rng(2)
+    gate, x = (rng.normal(size=shape).astype(np.float32) for _ in range(2))
+    found = np.array(swiglu(mx.array(gate), mx.array(x)))
+    assert found.shape == shape
+    np.testing.assert_allclose(found, exact(gate, x)[0], rtol=1e-5, atol=1e-7)
+
+
+def test_bad_numbers_are_not_hidden():
+    """A guard against divergence must still see them."""
+    one = mx.array([1.0])
+    assert np.isnan(swiglu(mx.array([np.nan]), one).item())
+    assert np.isnan(swiglu(one, mx.array([np.nan])).item())
+    assert swiglu(mx.array([np.inf]), one).item() == np.inf
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_half_precision_is_computed_by_mlx_lm(dtype):
+    gate, x = (mx.array(part[::10]).astype(dtype) for part in (GATES, VALUES))
+    found, expected = (function(gate, x) for function in (swiglu, activations.swiglu))
+    assert found.dtype == dtype
+    assert mx.array_equal(found, expected, equal_nan=True)
+
+
+# Which models get it
+
+
+@pytest.fixture
+def on_cpu(monkeypatch):
+    monkeypatch.setattr(runtime, "is_gpu", lambda: False)
+
+
+@pytest.mark.parametrize(
+    ("kind", "module"), [("llama", llama), ("qwen2", qwen2), ("qwen3", qwen3)]
+)
+def test_llama_like_models_in_float32_get_it(kind, module, on_cpu):
+    model = tiny_model(kind)
+    tokens = mx.array([[5, 9, 17, 33]])
+    before = np.array(model(tokens))
+    assert use_fast_swiglu(model, mx.float32)
+    assert module.swiglu is swiglu
+    assert use_fast_swiglu(model, mx.float32)  # twice does no harm
+    np.testing.assert_allclose(np.array(model(tokens)), before, atol=1e-5, rtol=0)
+
+
+def test_models_with_another_activation_do_not(on_cpu):
+    assert not use_fast_swiglu(tiny_model("gemma2"), mx.float32)
+    assert not hasattr(gemma2, "swiglu")
+
+
+@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
+def test_other_precisions_do_not(dtype, on_cpu):
+    assert not use_fast_swiglu(tiny_model(), dtype)
+    assert llama.swiglu is activations.swiglu
+
+
+def test_a_gpu_does_not_need_it(monkeypatch):
+    monkeypatch.setattr(runtime, "is_gpu", lambda: True)
+    assert not use_fast_swiglu(tiny_model(), mx.float32)
+    assert llama.swiglu is activations.swiglu
+
+
+def test_a_function_of_someone_else_is_left_alone(monkeypatch, on_cpu):
+    def other(gate, x):
+        return gate * x
+
+    monkeypatch.setattr(llama, "swiglu", other)
+    assert not use_fast_swiglu(tiny_model(), mx.float32)
+    assert llama.swiglu is other
+
+
+def test_a_half_precision_model_loaded_later_is_as_before(on_cpu):
+    """All models of a class share its module, also those of other precisions."""
+    half = tiny_model()
+    half.set_dtype(mx.bfloat16)
+    tokens = mx.array([[5, 9, 17, 33]])
+    before = half(tokens)
+    use_fast_swiglu(tiny_model(), mx.float32)
+    assert mx.array_equal(half(tokens), before)

@@ -1,0 +1,107 @@
+"""A BLAS is chosen once a process, before mlx is imported: each test is a process of its own."""
+
+import json
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+on_linux = pytest.mark.skipif(sys.platform != "linux", reason="BLAS is preloaded on Linux only")
+
+
+def run(code):
+    """Run Python code; return the JSON it prints last."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import json, sys\n" + code],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+BEFORE_MLX = """
+from sempa_mlx.blas import preload_blas
+assert "mlx.core" not in sys.modules
+found = preload_blas()
+assert "mlx.core" not in sys.modules
+import ctypes
+fast = hasattr(ctypes.CDLL(None), "openblas_get_num_threads")
+import mlx.core as mx
+import numpy as np
+left = np.random.default_rng(0).normal(size=(65, 130)).astype(np.float32)
+product = np.array(mx.array(left) @ mx.array(left.T))
+error = float(np.abs(product - left.astype(float) @ left.T.astype(float)).max())
+print(json.dumps([found, fast, error, preload_blas() == found]))
+"""
+
+
+@on_linux
+def test_before_mlx_a_library_is_loaded_or_none_is_found():
+    found, fast, error, again = run(BEFORE_MLX)
+    assert found is None or Path(found).name.startswith("libopenblas.so")
+    assert fast == (found is not None)
+    assert error < 1e-3
+    assert again  # the answer is kept, although mlx is there by now
+
+
+@on_linux
+@pytest.mark.skipif(find_spec("cmeel") is None, reason="cmeel-openblas is not installed")
+def test_the_wheels_library_is_the_first_choice():
+    found, fast, _error, _again = run(BEFORE_MLX)
+    assert fast
+    assert "cmeel.prefix" in found
+
+
+def test_after_mlx_there_is_nothing_to_choose():
+    code = "import mlx.core\nfrom sempa_mlx.blas import preload_blas\n"
+    assert run(code + "print(json.dumps(preload_blas()))") is None
+
+
+@pytest.mark.parametrize("platform", ["darwin", "win32"])
+def test_other_systems_bring_their_own(platform):
+    code = f"from sempa_mlx.blas import preload_blas\nsys.platform = {platform!r}\n"
+    assert run(code + "print(json.dumps(preload_blas()))") is None
+
+
+@on_linux
+def test_without_any_library_mlx_works_as_it_is():
+    code = (
+        "from sempa_mlx import blas\n"
+        "blas._wheel_library = lambda: None\n"
+        "blas.SYSTEM_NAMES = ('libnothing-of-that-name.so',)\n"
+        "found = blas.preload_blas()\n"
+        "import mlx.core as mx\n"
+        "print(json.dumps([found, (mx.ones((3, 4)) @ mx.ones((4, 2))).sum().item()]))"
+    )
+    assert run(code) == [None, 24.0]
+
+
+@on_linux
+def test_a_broken_library_is_passed_over(tmp_path):
+    (tmp_path / "libopenblas.so.0").write_bytes(b"\x7fELF, but no more")
+    code = (
+        "from pathlib import Path\nfrom sempa_mlx import blas\n"
+        f"blas._wheel_library = lambda: Path({str(tmp_path)!r}) / 'libopenblas.so.0'\n"
+        "blas.SYSTEM_NAMES = ()\n"
+        "print(json.dumps(blas.preload_blas()))"
+    )
+    assert run(code) is None
+
+
+@on_linux
+def test_a_library_that_does_not_spell_its_name_is_not_renamed(tmp_path):
+    library = tmp_path / "libgfortran-040039e1.so.5.0.0"
+    library.write_bytes(b"no name in here")
+    code = (
+        "from pathlib import Path\nfrom sempa_mlx import blas\n"
+        f"print(json.dumps(blas._load_renamed(Path({str(library)!r}), b'libgfortran.so.5')))"
+    )
+    assert run(code) is False

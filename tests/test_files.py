@@ -1,0 +1,150 @@
+import os
+
+import pytest
+
+from sempa_mlx.errors import ResourceError, UsageError
+from sempa_mlx.files import refuse_existing, replacing, write_folder_files, write_text
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_replacing_moves_the_new_content_there(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with replacing(path) as temporary:
+        assert temporary.parent == tmp_path
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert names(tmp_path) == ["out.txt"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
+def test_the_old_content_stays_when_the_block_raises(tmp_path, error):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with pytest.raises(type(error)), replacing(path) as temporary:
+        temporary.write_text("half of the n")
+        raise error
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_nothing_is_left_when_there_was_nothing(tmp_path):
+    with pytest.raises(ValueError, match="x"), replacing(tmp_path / "out.txt") as temporary:
+        temporary.write_text("half")
+        raise ValueError("x")
+    assert names(tmp_path) == []
+
+
+def test_folders_on_the_way_are_made(tmp_path):
+    write_text(tmp_path / "a" / "b" / "out.txt", "שלום\n")
+    assert (tmp_path / "a" / "b" / "out.txt").read_bytes() == "שלום\n".encode()
+
+
+def test_a_full_disk_is_a_resource_error(tmp_path):
+    path = tmp_path / "out.txt"
+    path.write_text("old")
+    with (
+        pytest.raises(ResourceError, match=r"cannot write .*out\.txt: No space left on device"),
+        replacing(path) as temporary,
+    ):
+        temporary.write_text("half")
+        raise OSError(28, os.strerror(28))
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["out.txt"]
+
+
+def test_a_block_that_writes_nothing_is_an_error(tmp_path):
+    with pytest.raises(ResourceError, match="cannot write"), replacing(tmp_path / "out.txt"):
+        pass
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_resource_error(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(ResourceError, match="cannot write"):
+        write_text(tmp_path / "file" / "out.txt", "new")
+    with pytest.raises(ResourceError, match="cannot write"):
+        write_text(tmp_path / "file" / "deeper" / "out.txt", "new")
+    assert (tmp_path / "file").read_text() == "x"
+
+
+def test_a_folder_in_the_place_of_the_file_is_a_resource_error(tmp_path):
+    (tmp_path / "out.txt").mkdir()
+    with pytest.raises(ResourceError, match="cannot write"):
+        write_text(tmp_path / "out.txt", "new")
+    assert names(tmp_path) == ["out.txt"]
+
+
+# Files that belong together
+
+
+def write_of(text):
+    return lambda path: path.write_text(text)
+
+
+def test_all_files_of_a_folder_are_written(tmp_path):
+    folder = tmp_path / "run"
+    write_folder_files(folder, {"a.txt": write_of("1"), "b.txt": write_of("2")})
+    assert names(folder) == ["a.txt", "b.txt"]
+    write_folder_files(folder, {"a.txt": write_of("3")})
+    assert (folder / "a.txt").read_text() == "3"
+    assert (folder / "b.txt").read_text() == "2"
+
+
+@pytest.mark.parametrize("error", [OSError(28, "full"), RuntimeError("mlx cannot write")])
+def test_no_file_is_replaced_unless_all_are_complete(tmp_path, error):
+    (tmp_path / "a.txt").write_text("old")
+
+    def fail(path):
+        path.write_text("half")
+        raise error
+
+    with pytest.raises(ResourceError, match="cannot write into"):
+        write_folder_files(tmp_path, {"a.txt": write_of("new"), "b.txt": fail})
+    assert names(tmp_path) == ["a.txt"]
+    assert (tmp_path / "a.txt").read_text() == "old"
+
+
+def test_a_programming_fault_is_not_disguised_but_cleaned_up(tmp_path):
+    def fail(_path):
+        raise TypeError("a fault")
+
+    with pytest.raises(TypeError, match="a fault"):
+        write_folder_files(tmp_path, {"a.txt": write_of("new"), "b.txt": fail})
+    assert names(tmp_path) == []
+
+
+def test_a_file_in_the_place_of_the_folder(tmp_path):
+    (tmp_path / "run").write_text("x")
+    with pytest.raises(ResourceError, match="cannot write into"):
+        write_folder_files(tmp_path / "run", {"a.txt": write_of("new")})
+    assert (tmp_path / "run").read_text() == "x"
+
+
+# Refusals
+
+
+def test_a_free_path_is_not_refused(tmp_path):
+    refuse_existing(tmp_path / "free", force=False)
+    refuse_existing(tmp_path / "free", force=True)
+
+
+def test_a_taken_path_is_refused_unless_forced(tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(UsageError, match="add --force") as error:
+        refuse_existing(tmp_path / "taken", force=False)
+    assert error.value.state == "nothing written"
+    refuse_existing(tmp_path / "taken", force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+@pytest.mark.parametrize("target", ["there", "nowhere"])
+def test_a_link_is_refused_even_when_forced(tmp_path, target, force):
+    (tmp_path / "there").write_text("x")
+    (tmp_path / "link").symlink_to(tmp_path / target)
+    with pytest.raises(UsageError, match="symbolic link"):
+        refuse_existing(tmp_path / "link", force=force)
