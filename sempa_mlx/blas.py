@@ -13,8 +13,10 @@ import ctypes
 import functools
 import sys
 import tempfile
+import warnings
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 
 SYSTEM_NAMES = ("libopenblas.so.0", "libopenblas.so")
 
@@ -27,7 +29,10 @@ def preload_blas() -> str | None:
         The path or name of the library that was loaded, or None where none is needed, none was
         found, or mlx had been imported already (then it keeps the BLAS it has).
     """
-    if sys.platform != "linux" or "mlx.core" in sys.modules:
+    if sys.platform != "linux":
+        return None
+    if "mlx.core" in sys.modules:
+        _warn_if_slow(sys.modules["mlx.core"])
         return None
     wheel = _wheel_library()
     if wheel is not None and _load(str(wheel)):
@@ -35,6 +40,14 @@ def preload_blas() -> str | None:
     if wheel is not None and _load_bundled_gfortran() and _load(str(wheel)):
         return str(wheel)
     return next((name for name in SYSTEM_NAMES if _load(name)), None)
+
+
+def _warn_if_slow(mlx: ModuleType) -> None:
+    if mlx.default_device().type == mlx.cpu:
+        warnings.warn(
+            "mlx was imported before sempa_mlx and keeps its slow CPU BLAS; import sempa_mlx first",
+            stacklevel=4,
+        )
 
 
 def _load(library: str) -> bool:

@@ -7,9 +7,8 @@ import os
 import sys
 import tempfile
 import traceback
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -24,7 +23,6 @@ Exit codes: 0 done, 1 run failed, 2 usage or settings, 3 bad data, 4 memory or d
 --json, --quiet and --debug may stand anywhere on the line.
 """
 GLOBAL_FLAGS = ("--json", "--quiet", "--debug")
-EXIT_INTERRUPTED = 130
 
 app = typer.Typer(
     help=HELP,
@@ -41,19 +39,6 @@ app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
 
 console = Console()
-
-
-class Protocol(StrEnum):
-    """How STS text is read."""
-
-    senteval = "senteval"
-    mteb = "mteb"
-
-
-class ExportTarget(StrEnum):
-    """What an adapter can be turned into."""
-
-    mlx = "mlx"
 
 
 ModelOption = Annotated[
@@ -173,7 +158,7 @@ def eval_sts(
     ] = None,
     data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
-    protocol: Annotated[Protocol, typer.Option("--protocol")] = Protocol.senteval,
+    protocol: Annotated[Literal["senteval", "mteb"], typer.Option("--protocol")] = "senteval",
     out: OutOption = None,
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if the best average is lower.")
@@ -184,7 +169,7 @@ def eval_sts(
 
     systems = Systems(model, adapter_path or [], adapter_scale or [1.0], method or ["prompteol"])
     names = tuple(tasks.split(",")) if tasks else None
-    run_eval_sts(console, systems, data, names, protocol.value, out=out, fail_under=fail_under)
+    run_eval_sts(console, systems, data, names, protocol, out=out, fail_under=fail_under)
 
 
 @eval_app.command("generation", epilog="Example:  sempa-mlx eval generation --text wiki.txt")
@@ -243,7 +228,7 @@ def config_show(
 
 @app.command()
 def export(
-    to: Annotated[ExportTarget, typer.Option("--to", help="Target form.")],
+    to: Annotated[Literal["mlx"], typer.Option("--to", help="Target form.")],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     adapter_path: Annotated[Path, typer.Option("--adapter-path")] = Path("adapters"),
 ) -> None:

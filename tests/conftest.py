@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+import sempa_mlx  # noqa: F401 - before any test imports mlx, for the fast BLAS
+
 
 @pytest.fixture(autouse=True)
 def no_network(request, monkeypatch):

@@ -12,10 +12,22 @@ ROOT = Path(__file__).resolve().parents[1]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="BLAS is preloaded on Linux only")
 
 
+# The package loads a BLAS when it is imported; this gives the module alone.
+ALONE = """
+import json, sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+spec = spec_from_file_location("blas", "sempa_mlx/blas.py")
+blas = module_from_spec(spec)
+spec.loader.exec_module(blas)
+assert "sempa_mlx" not in sys.modules
+"""
+
+
 def run(code):
-    """Run Python code; return the JSON it prints last."""
+    """Run Python code after `ALONE`; return the JSON it prints."""
     done = subprocess.run(
-        [sys.executable, "-c", "import json, sys\n" + code],
+        [sys.executable, "-c", ALONE + code],
         capture_output=True,
         text=True,
         cwd=ROOT,
@@ -28,9 +40,7 @@ def run(code):
 
 
 BEFORE_MLX = """
-from sempa_mlx.blas import preload_blas
-assert "mlx.core" not in sys.modules
-found = preload_blas()
+found = blas.preload_blas()
 assert "mlx.core" not in sys.modules
 import ctypes
 fast = hasattr(ctypes.CDLL(None), "openblas_get_num_threads")
@@ -39,7 +49,7 @@ import numpy as np
 left = np.random.default_rng(0).normal(size=(65, 130)).astype(np.float32)
 product = np.array(mx.array(left) @ mx.array(left.T))
 error = float(np.abs(product - left.astype(float) @ left.T.astype(float)).max())
-print(json.dumps([found, fast, error, preload_blas() == found]))
+print(json.dumps([found, fast, error, blas.preload_blas() == found]))
 """
 
 
@@ -61,38 +71,36 @@ def test_the_wheels_library_is_the_first_choice():
 
 
 def test_after_mlx_there_is_nothing_to_choose():
-    code = "import mlx.core\nfrom sempa_mlx.blas import preload_blas\n"
-    assert run(code + "print(json.dumps(preload_blas()))") is None
+    assert run("import mlx.core\nprint(json.dumps(blas.preload_blas()))") is None
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])
 def test_other_systems_bring_their_own(platform):
-    code = f"from sempa_mlx.blas import preload_blas\nsys.platform = {platform!r}\n"
-    assert run(code + "print(json.dumps(preload_blas()))") is None
+    code = f"sys.platform = {platform!r}\nprint(json.dumps(blas.preload_blas()))"
+    assert run(code) is None
 
 
 @on_linux
 def test_without_any_library_mlx_works_as_it_is():
-    code = (
-        "from sempa_mlx import blas\n"
-        "blas._wheel_library = lambda: None\n"
-        "blas.SYSTEM_NAMES = ('libnothing-of-that-name.so',)\n"
-        "found = blas.preload_blas()\n"
-        "import mlx.core as mx\n"
-        "print(json.dumps([found, (mx.ones((3, 4)) @ mx.ones((4, 2))).sum().item()]))"
-    )
+    code = """
+blas._wheel_library = lambda: None
+blas.SYSTEM_NAMES = ("libnothing-of-that-name.so",)
+found = blas.preload_blas()
+import mlx.core as mx
+print(json.dumps([found, (mx.ones((3, 4)) @ mx.ones((4, 2))).sum().item()]))
+"""
     assert run(code) == [None, 24.0]
 
 
 @on_linux
 def test_a_broken_library_is_passed_over(tmp_path):
-    (tmp_path / "libopenblas.so.0").write_bytes(b"\x7fELF, but no more")
-    code = (
-        "from pathlib import Path\nfrom sempa_mlx import blas\n"
-        f"blas._wheel_library = lambda: Path({str(tmp_path)!r}) / 'libopenblas.so.0'\n"
-        "blas.SYSTEM_NAMES = ()\n"
-        "print(json.dumps(blas.preload_blas()))"
-    )
+    library = tmp_path / "libopenblas.so.0"
+    library.write_bytes(b"\x7fELF, but no more")
+    code = f"""
+blas._wheel_library = lambda: Path({str(library)!r})
+blas.SYSTEM_NAMES = ()
+print(json.dumps(blas.preload_blas()))
+"""
     assert run(code) is None
 
 
@@ -100,8 +108,19 @@ def test_a_broken_library_is_passed_over(tmp_path):
 def test_a_library_that_does_not_spell_its_name_is_not_renamed(tmp_path):
     library = tmp_path / "libgfortran-040039e1.so.5.0.0"
     library.write_bytes(b"no name in here")
-    code = (
-        "from pathlib import Path\nfrom sempa_mlx import blas\n"
-        f"print(json.dumps(blas._load_renamed(Path({str(library)!r}), b'libgfortran.so.5')))"
-    )
+    code = f"print(json.dumps(blas._load_renamed(Path({str(library)!r}), b'libgfortran.so.5')))"
     assert run(code) is False
+
+
+@on_linux
+def test_the_package_loads_it_when_imported():
+    code = """
+import sempa_mlx
+assert "mlx.core" not in sys.modules
+from sempa_mlx.blas import preload_blas
+before = preload_blas()
+import mlx.core
+print(json.dumps([before, preload_blas()]))
+"""
+    before, after = run(code)
+    assert before == after == run("print(json.dumps(blas.preload_blas()))")

@@ -1,9 +1,16 @@
+import errno
 import os
 
 import pytest
 
 from sempa_mlx.errors import ResourceError, UsageError
 from sempa_mlx.files import refuse_existing, replacing, write_folder_files, write_text
+
+
+def write_and_raise(path, text, error):
+    with replacing(path) as temporary:
+        temporary.write_text(text)
+        raise error
 
 
 def names(folder):
@@ -25,17 +32,15 @@ def test_replacing_moves_the_new_content_there(tmp_path):
 def test_the_old_content_stays_when_the_block_raises(tmp_path, error):
     path = tmp_path / "out.txt"
     path.write_text("old")
-    with pytest.raises(type(error)), replacing(path) as temporary:
-        temporary.write_text("half of the n")
-        raise error
+    with pytest.raises(type(error)):
+        write_and_raise(path, "half of the n", error)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["out.txt"]
 
 
 def test_nothing_is_left_when_there_was_nothing(tmp_path):
-    with pytest.raises(ValueError, match="x"), replacing(tmp_path / "out.txt") as temporary:
-        temporary.write_text("half")
-        raise ValueError("x")
+    with pytest.raises(ValueError, match="x"):
+        write_and_raise(tmp_path / "out.txt", "half", ValueError("x"))
     assert names(tmp_path) == []
 
 
@@ -47,12 +52,9 @@ def test_folders_on_the_way_are_made(tmp_path):
 def test_a_full_disk_is_a_resource_error(tmp_path):
     path = tmp_path / "out.txt"
     path.write_text("old")
-    with (
-        pytest.raises(ResourceError, match=r"cannot write .*out\.txt: No space left on device"),
-        replacing(path) as temporary,
-    ):
-        temporary.write_text("half")
-        raise OSError(28, os.strerror(28))
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ResourceError, match=r"cannot write .*out\.txt: No space left on device"):
+        write_and_raise(path, "half", error)
     assert path.read_text() == "old"
     assert names(tmp_path) == ["out.txt"]
 

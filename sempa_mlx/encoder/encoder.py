@@ -30,6 +30,13 @@ from sempa_mlx.model.prompts import tokenize_texts
 
 SETTINGS_FILE = "encoder.json"
 MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
+_STORED = {  # JSON types of the settings in `encoder.json`
+    "method": str,
+    "max_tokens": int,
+    "normalize": bool,
+    "truncate_dim": int | None,
+    "adapter_scale": int | float,
+}
 PROBE = ("A short sentence", "One more sentence, somewhat longer than the first")
 
 
@@ -242,13 +249,16 @@ def read_settings(folder: Path) -> EncoderSettings:
     if not path.is_file():
         return EncoderSettings()
     try:
-        stored = json.loads(path.read_text())
-        names = EncoderSettings.__dataclass_fields__
-        settings = EncoderSettings(**{name: stored[name] for name in names})
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [name for name, kind in _STORED.items() if not isinstance(stored[name], kind)]
+        if wrong:
+            raise TypeError(f"wrong type: {', '.join(wrong)}")
+        settings = EncoderSettings(**{name: stored[name] for name in _STORED})
+        expected = METHODS[settings.method].template.fingerprint
+        found = stored["template"]["fingerprint"]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
-    fingerprint = METHODS[settings.method].template.fingerprint
-    if stored.get("template", {}).get("fingerprint") != fingerprint:
+    if found != expected:
         raise ModelError(
             Problem("made with another version of its template", str(path), fix="train again")
         )

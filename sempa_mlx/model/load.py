@@ -5,14 +5,12 @@ caller says so.
 """
 
 import difflib
-import hashlib
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 import mlx.core as mx
 import mlx.nn as nn
-from mlx.utils import tree_flatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from mlx_lm.tokenizer_utils import load as load_tokenizer
 from mlx_lm.utils import dequantize_model
@@ -21,8 +19,10 @@ from mlx_lm.utils import load_model as load_mlx_model
 from sempa_mlx import runtime
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
+from sempa_mlx.model.forward import text_model
 from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
+from sempa_mlx.model.identity import fingerprint, weight_files
 
 MODEL_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
 
@@ -192,13 +192,17 @@ def load_model(
         model, tokenizer = _load_folder(location.path, trust_remote_code=trust_remote_code)
         if not keep_quantized:
             model = dequantize_model(model)
+    if not hasattr(text_model(model), "model"):  # the backbone under the name mlx-lm's files use
+        kind = type(model).__module__.rpartition(".")[2]
+        raise ModelError(Problem(f"models of type `{kind}` are not supported", name))
     model.set_dtype(wanted)
     use_fast_swiglu(model, wanted)
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
     runtime.limit_cache()
-    return LoadedModel(model, tokenizer, location, wanted, fingerprint(model))
+    identity = fingerprint(weight_files(location.path))
+    return LoadedModel(model, tokenizer, location, wanted, identity)
 
 
 def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, TokenizerWrapper]:
@@ -220,14 +224,3 @@ def _load_folder(path: Path, *, trust_remote_code: bool) -> tuple[nn.Module, Tok
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(Problem(f"mlx-lm cannot load this model: {reason}", str(path))) from error
     return model, tokenizer
-
-
-def fingerprint(model: nn.Module, samples: int = 16) -> str:
-    """Hash evenly spread elements of every weight: 16 hex digits that tell base models apart."""
-    digest = hashlib.sha256()
-    for name, weight in sorted(tree_flatten(model.parameters())):
-        flat = weight.reshape(-1)
-        picked = flat[:: max(1, flat.size // samples)][:samples].astype(mx.float32)
-        digest.update(f"{name}{weight.shape}".encode())
-        digest.update(bytes(memoryview(picked)))
-    return digest.hexdigest()[:16]

@@ -12,6 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import EmbeddingTemplate, clean_sentence
+from sempa_mlx.errors import ModelError
 from sempa_mlx.model.forward import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
@@ -103,7 +104,13 @@ class ChatRenderer:
             return self._apply(messages, add_generation_prompt)
         except TemplateError:
             # Some templates (Gemma) know no system role: its text then leads the first user turn.
+            return self._apply_merged(messages, add_generation_prompt)
+
+    def _apply_merged(self, messages: tuple[Message, ...], add_generation_prompt: bool) -> str:
+        try:
             return self._apply(_merge_system(messages), add_generation_prompt)
+        except TemplateError as error:
+            raise ModelError(f"the model's chat template refuses the prompt: {error}") from error
 
     def _apply(self, messages: tuple[Message, ...], add_generation_prompt: bool) -> str:
         turns = [{"role": message.role, "content": message.content} for message in messages]

@@ -42,9 +42,11 @@ class Scorer:
 
     def own_tokens(self, row: TokenRow) -> int:
         """Count the tokens that a row adds to a forward pass, padding left out."""
-        completions = sum(map(len, row.completions))
-        prompts = len(row.completions) if self.mask_rank is None else 1
-        return completions + prompts * (len(row.prompt) - self.shared)
+        if self.mask_rank is None:
+            return sum(len(row.prompt) + len(completion) for completion in row.completions)
+        # The last token of a completion predicts nothing that is scored, and is not run.
+        completions = sum(max(1, len(completion) - 1) for completion in row.completions)
+        return len(row.prompt) - self.shared + completions
 
     def tokens(self, rows: Sequence[TokenRow]) -> int:
         """Count the tokens that one forward pass over `rows` has to run, padding left out."""

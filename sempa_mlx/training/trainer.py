@@ -105,6 +105,7 @@ class Trainer:
         self._micro_batch_tokens = settings.micro_batch_tokens or default_tokens
         self._reference = Reference(model, scorer, rows)
         self._plan = plan_steps(len(rows), settings)
+        self._is_checked = False
         # torch's Adam corrects the bias of its first steps; mlx's does so only on request.
         self._optimizer = optim.AdamW(
             learning_rate=settings.learning_rate,
@@ -145,8 +146,8 @@ class Trainer:
             if step % evaluation.every and step != self.num_steps:
                 continue
             score = evaluate()
-            # A constant model has an undefined score (NaN), which must never count as better.
-            improved = score > best_score
+            # A constant model has an undefined score (NaN), which loses to every other.
+            improved = not (math.isnan(score) or score <= best_score)
             if improved:
                 best_score, best_step, stale = score, step, 0
             else:
@@ -164,8 +165,9 @@ class Trainer:
         if not (math.isfinite(sums.loss) and math.isfinite(grad_norm)):
             return StepSkipped(step, indices)
         metrics = sums.metrics()
-        if step == 1:
+        if not self._is_checked:  # not the same as step 1, which may have been skipped
             self._check_first_loss(metrics)
+            self._is_checked = True
         rate = learning_rate(step, self.num_steps, self._settings)
         self._optimizer.learning_rate = rate
         self._optimizer.update(self._model, grads)

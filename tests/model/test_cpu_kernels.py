@@ -39,19 +39,24 @@ def gradients(function, gate, x, cotangent):
     return [np.array(part) for part in found]
 
 
+def within_rounding(found, expected):
+    """Compare up to rounding; that of the exponent gate / ln 2 grows with the gate."""
+    allowed = (4e-7 + 1e-7 * np.abs(GATES)) * np.abs(expected) + 2e3 * SMALLEST
+    worst = np.argmax(np.abs(found - expected) - allowed)
+    assert np.abs(found - expected)[worst] <= allowed[worst], (GATES[worst], VALUES[worst])
+
+
 def test_values_are_exact_to_float32():
     found = np.array(swiglu(mx.array(GATES), mx.array(VALUES)))
-    expected, _, _ = exact(GATES, VALUES)
     assert found.dtype == np.float32
-    tiny = SMALLEST * np.abs(GATES * VALUES).max()
-    np.testing.assert_allclose(found, expected, rtol=1e-6, atol=tiny)
+    within_rounding(found, exact(GATES, VALUES)[0])
 
 
 def test_gradients_are_exact_to_float32():
     cotangent = np.random.default_rng(1).normal(size=GATES.shape).astype(np.float32)
     _, by_gate, by_x = exact(GATES, VALUES)
     found_gate, found_x = gradients(swiglu, GATES, VALUES, cotangent)
-    np.testing.assert_allclose(found_x, cotangent * by_x, rtol=1e-6, atol=1e-34)
+    within_rounding(found_x, cotangent * by_x)
     # The slope crosses zero near -1.28, where only the absolute error is small.
     np.testing.assert_allclose(found_gate, cotangent * by_gate, rtol=2e-6, atol=1e-6)
 
@@ -105,9 +110,7 @@ def on_cpu(monkeypatch):
     monkeypatch.setattr(runtime, "is_gpu", lambda: False)
 
 
-@pytest.mark.parametrize(
-    ("kind", "module"), [("llama", llama), ("qwen2", qwen2), ("qwen3", qwen3)]
-)
+@pytest.mark.parametrize(("kind", "module"), [("llama", llama), ("qwen2", qwen2), ("qwen3", qwen3)])
 def test_llama_like_models_in_float32_get_it(kind, module, on_cpu):
     model = tiny_model(kind)
     tokens = mx.array([[5, 9, 17, 33]])

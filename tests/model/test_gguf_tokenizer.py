@@ -1,4 +1,5 @@
 import functools
+import itertools
 
 import pytest
 from hypothesis import given, settings
@@ -42,7 +43,7 @@ def visible_bytes():
 
 
 class PlainBpe:
-    """Byte-level BPE written from its definition: merge the earliest-learnt pair, leftmost first."""
+    """Byte-level BPE from its definition: merge the earliest-learnt pair, leftmost first."""
 
     def __init__(self, metadata):
         self.ids = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
@@ -62,7 +63,7 @@ class PlainBpe:
     def _word(self, piece):
         symbols = [self.bytes[byte] for byte in piece.encode()]
         while True:
-            pairs = list(zip(symbols, symbols[1:], strict=False))
+            pairs = list(itertools.pairwise(symbols))
             known = [(self.ranks[pair], i) for i, pair in enumerate(pairs) if pair in self.ranks]
             if not known:
                 return tuple(self.ids[symbol] for symbol in symbols)

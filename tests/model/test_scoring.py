@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sempa_mlx.errors import UsageError
-from sempa_mlx.model import scoring
+from sempa_mlx.model import forward, scoring
 from sempa_mlx.model.forward import GROUPED_MASK_RANK, PLAIN_MASK_RANK, TokenRow, score_plain
 from sempa_mlx.model.scoring import Scorer, choose_scoring
 from tests.tiny import MISFITS, WINDOW, tiny_model
@@ -74,10 +74,26 @@ def test_the_longest_row_decides_even_when_it_comes_last():
 def test_long_prompts_and_long_completions_of_different_rows_count_together():
     """Rows of one batch are padded to a common length, which the window has to hold."""
     long_prompt = TokenRow((1, 2, 3, 4, 5), ((6,), (7,)))
-    long_answer = TokenRow((1, 2), ((6, 7, 8, 9), (7,)))
-    assert choose_scoring(model_of("gemma3_text"), [long_prompt, long_answer], mx.float32).path == (
-        "plain"
-    )
+    long_answer = TokenRow((1, 2, 3), ((6, 7, 8, 9), (7,)))
+    short = TokenRow((1, 2), ((6,), (7,)))
+    model = model_of("gemma3_text")
+    assert choose_scoring(model, [long_prompt, short], mx.float32).path == "shared"
+    assert choose_scoring(model, [long_prompt, long_answer, short], mx.float32).path == "plain"
+
+
+def test_scores_that_are_wrong_only_beside_longer_prompts_are_found(monkeypatch):
+    """The longest prompt with the longest completions may hide what padding does to the others."""
+    longest = TokenRow((1, 2, 3, 4, 5, 6, 7, 8), ((6, 7, 8, 9), (7,)))
+    short = TokenRow((1, 2, 9), ((6,), (7, 8)))
+    hidden = forward._after_prompts
+
+    def sees_pads(*args):
+        past = hidden(*args)
+        return forward.Past(past.layers, mx.ones_like(past.visible), past.positions)
+
+    monkeypatch.setattr(forward, "_after_prompts", sees_pads)
+    assert choose_scoring(model_of("llama"), [longest], mx.float32).path == "shared"
+    assert choose_scoring(model_of("llama"), [longest, short], mx.float32).path == "plain"
 
 
 def test_silently_wrong_scores_are_found(monkeypatch):
@@ -96,9 +112,9 @@ def test_rounding_of_half_precision_is_allowed_for(dtype):
 
 def test_token_counts_of_the_shared_path():
     scorer = Scorer(shared=2, mask_rank=4)
-    assert scorer.own_tokens(ROWS[0]) == (5 - 2) + 2 + 3
-    assert scorer.own_tokens(ROWS[1]) == (3 - 2) + 1 + 2
-    assert scorer.tokens(ROWS[:2]) == 2 + 8 + 4
+    assert scorer.own_tokens(ROWS[0]) == (5 - 2) + (2 - 1) + (3 - 1)
+    assert scorer.own_tokens(ROWS[1]) == (3 - 2) + 1 + (2 - 1)  # one token at least is run
+    assert scorer.tokens(ROWS[:2]) == 2 + 6 + 3
 
 
 def test_token_counts_of_the_plain_path():
@@ -109,5 +125,5 @@ def test_token_counts_of_the_plain_path():
 
 def test_token_counts_with_three_candidates():
     row = TokenRow((1, 2, 3), ((4,), (5, 6), (7, 8, 9)))
-    assert Scorer(shared=1, mask_rank=4).own_tokens(row) == 2 + 1 + 2 + 3
+    assert Scorer(shared=1, mask_rank=4).own_tokens(row) == 2 + 1 + 1 + 2
     assert Scorer(shared=0, mask_rank=None).own_tokens(row) == 3 * 3 + 6

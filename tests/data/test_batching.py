@@ -1,0 +1,67 @@
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sempa_mlx.data.batching import epoch_order, group_by_length, step_batches
+
+FEW = settings(max_examples=200, deadline=None, derandomize=True)
+LENGTHS = st.lists(st.integers(1, 60), max_size=40)
+BUDGET = st.integers(1, 200)
+
+
+def test_groups_by_hand():
+    """Sorted by length: 2 2 | 3 4 | 9. Two rows of 2 fill 4 of 8; a third of 3 would need 9."""
+    assert group_by_length([3, 2, 9, 4, 2], token_budget=8) == [[1, 4], [0, 3], [2]]
+
+
+def test_nothing_makes_no_groups():
+    assert group_by_length([], token_budget=8) == []
+
+
+def test_the_budget_may_be_filled_to_the_brim():
+    assert group_by_length([4, 4, 4], token_budget=12) == [[0, 1, 2]]
+    assert group_by_length([4, 4, 4], token_budget=11) == [[0, 1], [2]]
+
+
+@FEW
+@given(lengths=LENGTHS, budget=BUDGET)
+def test_each_index_stands_in_exactly_one_group(lengths, budget):
+    groups = group_by_length(lengths, budget)
+    assert sorted(sum(groups, [])) == list(range(len(lengths)))
+    assert all(groups)
+
+
+@FEW
+@given(lengths=LENGTHS, budget=BUDGET)
+def test_only_a_lone_item_may_pass_the_budget(lengths, budget):
+    for group in group_by_length(lengths, budget):
+        padded = len(group) * max(lengths[index] for index in group)
+        assert padded <= budget or len(group) == 1
+
+
+@FEW
+@given(lengths=LENGTHS, budget=BUDGET)
+def test_groups_go_from_short_to_long_and_could_not_be_joined(lengths, budget):
+    groups = group_by_length(lengths, budget)
+    flat = [lengths[index] for group in groups for index in group]
+    assert flat == sorted(flat)
+    for left, right in zip(groups, groups[1:], strict=False):
+        assert (len(left) + 1) * lengths[right[0]] > budget
+
+
+def test_equal_lengths_keep_their_order():
+    assert group_by_length([5, 5, 5, 5], token_budget=10) == [[0, 1], [2, 3]]
+
+
+@FEW
+@given(
+    count=st.integers(0, 50),
+    size=st.integers(1, 12),
+    seed=st.integers(0, 2**63 - 1),
+    epoch=st.integers(0, 9),
+)
+def test_an_epoch_is_cut_into_batches_of_one_size_but_the_last(count, size, seed, epoch):
+    batches = step_batches(count, size, seed, epoch)
+    assert sum(batches, []) == epoch_order(count, seed, epoch)
+    assert sorted(sum(batches, [])) == list(range(count))
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert batches == step_batches(count, size, seed, epoch)
