@@ -70,8 +70,21 @@ def test_the_wheels_library_is_the_first_choice():
     assert "cmeel.prefix" in found
 
 
-def test_after_mlx_there_is_nothing_to_choose():
-    assert run("import mlx.core\nprint(json.dumps(blas.preload_blas()))") is None
+@on_linux
+def test_after_mlx_it_is_too_late_and_the_user_is_told():
+    code = """
+import warnings
+import mlx.core as mx
+mx.set_default_device(mx.cpu)
+with warnings.catch_warnings(record=True) as caught:
+    warnings.simplefilter("always")
+    answer = blas.preload_blas()
+print(json.dumps([answer, [str(warning.message) for warning in caught]]))
+"""
+    answer, warned = run(code)
+    assert answer is None
+    assert len(warned) == 1
+    assert "import sempa_mlx first" in warned[0]
 
 
 @pytest.mark.parametrize("platform", ["darwin", "win32"])

@@ -70,7 +70,7 @@ def _count_texts(source: Path) -> int:
 
 
 def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
-    from sempa_mlx.encoder.store import format_of
+    from sempa_mlx.encoder.store import format_of, sidecar_path
 
     if request.out == STREAM or (request.out is None and request.file == STREAM):
         if request.file_format not in (None, "jsonl"):
@@ -84,6 +84,8 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
         file_format = request.file_format or ""
     file_format = format_of(out, file_format or None)
     refuse_existing(out, force=force)
+    if file_format == "npy":
+        refuse_existing(sidecar_path(out), force=force)
     return out, file_format
 
 

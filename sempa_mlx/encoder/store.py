@@ -53,6 +53,11 @@ def format_of(path: Path, wanted: str | None) -> str:
     return name
 
 
+def sidecar_path(out: Path) -> Path:
+    """Return where the description of a vector file stands: `x.json` beside `x.npy`."""
+    return out.with_name(out.name.removesuffix(".npy") + ".json")
+
+
 def embed_to_file(
     encoder: Encoder,
     texts: Iterable[str],
@@ -86,7 +91,7 @@ def embed_to_file(
                 count = write_jsonl(handle, windows)
     sidecar = None
     if file_format == "npy":
-        sidecar = out.with_name(out.name.removesuffix(".npy") + ".json")
+        sidecar = sidecar_path(out)
         write_text(sidecar, sidecar_text(encoder, count))
     return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated)
 
