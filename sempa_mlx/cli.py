@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sempa_mlx import __version__
+from sempa_mlx.commands.group import Commands, ReaderGoneError
 from sempa_mlx.console import Console, Mode
 from sempa_mlx.errors import SempaError
 
@@ -24,7 +25,9 @@ Exit codes: 0 done, 1 run failed, 2 usage or settings, 3 bad data, 4 memory or d
 """
 GLOBAL_FLAGS = ("--json", "--quiet", "--debug")
 
+
 app = typer.Typer(
+    cls=Commands,
     help=HELP,
     no_args_is_help=True,
     add_completion=True,
@@ -270,7 +273,7 @@ def main() -> None:
             raise
         console.error(error)
         sys.exit(error.exit_code)
-    except BrokenPipeError:  # the reader of our output has gone: not our error
+    except ReaderGoneError:  # such as `head`: not our error
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except Exception as error:  # the boundary: nothing may reach the user raw

@@ -11,16 +11,25 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
-from rich import box
 from rich.console import Console as RichConsole
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-from rich.table import Table
 from rich.text import Text
 
 from sempa_mlx.errors import SempaError
 
 Mode = Literal["human", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
+
+
+def fitting(facts: Sequence[str], room: int) -> str:
+    """Join the first facts that fit into `room` columns, two blanks between them."""
+    line = ""
+    for fact in facts:
+        longer = f"{line}  {fact}" if line else fact
+        if len(longer) > room:
+            break
+        line = longer
+    return line
 
 
 class Console:
@@ -74,33 +83,25 @@ class Console:
         """Print a result table on stdout: first column to the left, the others to the right."""
         if self.mode == "json":
             return
-        if self._out.is_terminal:
-            needed = sum(
-                max(len(row[i]) for row in [columns, *rows]) + 3 for i in range(len(columns))
-            )
-            if needed > self._out.width:
-                self._stacked(title, columns, rows, note)
-                return
-        table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left", caption=note or None)
-        table.caption_justify = "left"
-        for index, column in enumerate(columns):
-            table.add_column(Text(column), justify="left" if index == 0 else "right", no_wrap=True)
-        for row in rows:
-            table.add_row(*(Text(cell) for cell in row))
-        width = None if self._out.is_terminal else 400
-        RichConsole(markup=False, highlight=False, width=width).print(table)
-
-    def _stacked(
-        self, title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], note: str
-    ) -> None:
-        """Print a table that is wider than the terminal as one block a row."""
-        self._out.print(title)
-        for row in rows:
-            self._out.print(f"\n{row[0]}")
-            for name, cell in zip(columns[1:], row[1:], strict=True):
-                self._out.print(f"  {name:<12} {cell}")
+        self._out.print(f"\n{title}\n")
+        widths = [max(len(row[i]) for row in (columns, *rows)) for i in range(len(columns))]
+        if self._out.is_terminal and sum(widths) + 2 * len(widths) > self._out.width:
+            self._stack(columns, rows)
+        else:
+            for row in (columns, ["-" * width for width in widths], *rows):
+                first, *others = zip(row, widths, strict=True)
+                cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
+                self._out.print("  ".join(cells).rstrip())
         if note:
             self._out.print(f"\n{note}")
+
+    def _stack(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+        """Print a table that is wider than the terminal as one block a row."""
+        width = max(map(len, columns[1:]))
+        for row in rows:
+            self._out.print(row[0])
+            for name, cell in zip(columns[1:], row[1:], strict=True):
+                self._out.print(f"  {name.ljust(width)}  {cell}")
 
     @contextmanager
     def working(self, label: str) -> Iterator[None]:
@@ -159,21 +160,31 @@ class Console:
         return advance
 
     @contextmanager
-    def steps(self, total: int) -> Iterator[Callable[[int, str], None]]:
-        """Show a training run; yields a function of (steps done, facts of the last step)."""
+    def steps(self, total: int) -> Iterator[Callable[[int, Sequence[str]], None]]:
+        """Show a training run; yields a function of (steps done, facts, most important first)."""
         if self.is_live:
-            with self._bar() as bar:
-                task = bar.add_task("training", total=total, facts="")
-                yield lambda step, facts: bar.update(task, completed=step, facts=facts)
+            columns = (
+                TextColumn("step {task.completed}/{task.total}", markup=False),
+                TextColumn("{task.fields[facts]}", markup=False),
+                TimeRemainingColumn(compact=True),
+            )
+            with Progress(*columns, console=self._err, transient=True) as bar:
+                task = bar.add_task("", total=total, facts="")
+                room = self._err.width - len(f"step {total}/{total}") - len(" 0:00:00") - 1
+
+                def draw(step: int, facts: Sequence[str]) -> None:
+                    bar.update(task, completed=step, facts=fitting(facts, room))
+
+                yield draw
             return
         last = time.perf_counter()
 
-        def show(step: int, facts: str) -> None:
+        def show(step: int, facts: Sequence[str]) -> None:
             nonlocal last
             now = time.perf_counter()
             if now - last >= PLAIN_EVERY_SECONDS or step == total:
                 last = now
-                self.say(f"step {step}/{total}  {facts}")
+                self.say(f"step {step}/{total}  {'  '.join(facts)}")
 
         yield show
 

@@ -5,6 +5,7 @@ better one is found. An interrupted run leaves the best adapter so far.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
@@ -112,6 +113,7 @@ class TrainingRun:
     def events(self) -> Iterator[Event]:
         """Train; write metrics and the best adapter as they come; yield every event."""
         encoder = Encoder(self.loaded, EncoderSettings(max_tokens=self.config.model.max_tokens))
+        (self.folder / RESULTS_FILE).unlink(missing_ok=True)  # would vouch for an unfinished run
         write_text(self.folder / CONFIG_COPY, dump_config(self.config))
         encoder.save_settings(self.folder)
         with (self.folder / METRICS_FILE).open("w", encoding="utf-8") as log:
@@ -137,12 +139,12 @@ class TrainingRun:
     def summary(self) -> dict[str, Any]:
         """Return the outcome: base and best dev score (Spearman x 100), steps, time, machine."""
         return {
-            "base_dev_spearman": self.scores.get(0),
-            "best_dev_spearman": self.scores.get(self.best_step),
+            "base_dev_spearman": _defined(self.scores.get(0)),
+            "best_dev_spearman": _defined(self.scores.get(self.best_step)),
             "best_step": self.best_step,
             "steps": self.last_step,
             "pairs": self.num_rows,
-            "dev_scores": {str(step): score for step, score in self.scores.items()},
+            "dev_scores": {str(step): _defined(score) for step, score in self.scores.items()},
             "seconds": round(time.perf_counter() - self.started, 1),
             "peak_memory_gb": round(runtime.peak_memory_gb(), 2),
             "machine": asdict(runtime.machine()),
@@ -209,10 +211,16 @@ def prepare_run(config: SempaConfig, data: RunData) -> TrainingRun:
     )
 
 
+def _defined(score: float | None) -> float | None:
+    """Return None for NaN, the score of vectors that are all alike: JSON knows no NaN."""
+    return None if score is None or math.isnan(score) else score
+
+
 def _as_record(event: Event) -> dict[str, Any]:
     """Return an event as one line of metrics.jsonl."""
     if isinstance(event, StepDone):
         return {"step": event.step, **event.metrics}
     if isinstance(event, Evaluated):
-        return {"step": event.step, "dev/spearman": event.score, "best_step": event.best_step}
+        score = _defined(event.score)
+        return {"step": event.step, "dev/spearman": score, "best_step": event.best_step}
     return {"step": event.step, "skipped_rows": event.rows}

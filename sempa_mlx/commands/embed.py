@@ -83,18 +83,21 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
         out = Path(request.out)
         file_format = request.file_format or ""
     file_format = format_of(out, file_format or None)
-    refuse_existing(out, force=force)
-    if file_format == "npy":
-        refuse_existing(sidecar_path(out), force=force)
+    for path in [out, sidecar_path(out)] if file_format == "npy" else [out]:
+        if request.file != STREAM and path.exists() and path.samefile(request.file):
+            raise UsageError(f"{path} is the file to embed", state="nothing was written")
+        refuse_existing(path, force=force)
     return out, file_format
 
 
 def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     """Load the named model, else the run in ./adapters, else the default model."""
     from sempa_mlx.encoder.encoder import Encoder, EncoderSettings, read_settings
-    from sempa_mlx.model.lora import CONFIG_FILE
+    from sempa_mlx.model.lora import CONFIG_FILE, read_adapter_config
 
     run = request.adapter_path
+    if run is not None:
+        read_adapter_config(run)  # a folder without an adapter would pass for a model
     if run is None and request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file():
         run = DEFAULT_RUN
     settings = read_settings(run) if run is not None else EncoderSettings()

@@ -128,7 +128,7 @@ def run_eval_generation(
     results: list[dict[str, Any]] = []
     for name, encoder in systems.encoders(console):
         loaded, scale = encoder.loaded, encoder.settings.adapter_scale
-        tokens = loaded.tokenizer.encode(content)[:max_tokens]
+        tokens = loaded.tokenizer.encode(content, verbose=False)[:max_tokens]
         with (
             dialled(loaded.model, scale),
             console.progress(name, len(tokens), "tokens") as advance,

@@ -69,37 +69,48 @@ def train_and_show(console: Console, config: SempaConfig, data: "RunData") -> "T
 def _follow(console: Console, run: "TrainingRun", show: Any) -> None:  # noqa: ANN401 - a callback
     from sempa_mlx.training.trainer import Evaluated, StepDone
 
+    learning = ""
     for event in run.events():
         if isinstance(event, StepDone):
-            show(event.step, _step_facts(event.metrics))
+            facts = _facts(event.metrics)
+            learning = "  ".join(facts[:2])
+            show(event.step, facts)
         elif isinstance(event, Evaluated):
             mark = "  best so far" if event.step == event.best_step and event.step else ""
             name = "base" if event.step == 0 else f"step {event.step}"
-            console.say(f"  dev Spearman {event.score:6.2f}  {name}{mark}")
+            console.say(f"  {name:<9} dev Spearman {event.score:6.2f}  {learning}{mark}".rstrip())
         else:
             console.warn(f"step {event.step} skipped: loss or gradient not finite")
 
 
-def _step_facts(metrics: dict[str, float]) -> str:
-    return (
-        f"loss {metrics['loss']:.3f}  acc {metrics['rewards/accuracies']:.2f}  "
-        f"margin {metrics['rewards/margins']:.2f}  lr {metrics['learning_rate']:.1e}  "
-        f"{metrics['pairs_per_second']:.1f} pairs/s  {metrics['tokens_per_second']:.0f} tok/s  "
-        f"{metrics['peak_memory_gb']:.1f} GB"
-    )
+def _facts(metrics: dict[str, float]) -> list[str]:
+    """Name the figures of a step, the most important first: a narrow terminal shows the first."""
+    return [
+        f"loss {metrics['loss']:.3f}",
+        f"acc {metrics['rewards/accuracies']:.2f}",
+        f"{metrics['pairs_per_second']:.1f} pairs/s",
+        f"{metrics['peak_memory_gb']:.1f} GB",
+        f"margin {metrics['rewards/margins']:.2f}",
+        f"{metrics['tokens_per_second']:.0f} tok/s",
+        f"lr {metrics['learning_rate']:.1e}",
+    ]
 
 
 def outcome(run: "TrainingRun") -> str:
     """Say in one line what training did to the dev score, whichever way it went."""
     summary = run.summary()
-    base, best = summary["base_dev_spearman"], summary["best_dev_spearman"]
+    base, best = (_shown(summary[f"{which}_dev_spearman"]) for which in ("base", "best"))
     minutes = summary["seconds"] / 60
     if run.best_step == 0:
-        return f"no step beat the base on dev ({base:.2f}); {run.folder} holds a neutral adapter"
+        return f"no step beat the base on dev ({base}); {run.folder} holds a neutral adapter"
     return (
-        f"dev Spearman {base:.2f} -> {best:.2f} (step {run.best_step} of {run.last_step}, "
+        f"dev Spearman {base} -> {best} (step {run.best_step} of {run.last_step}, "
         f"{minutes:.1f} min); adapter in {run.folder}"
     )
+
+
+def _shown(score: float | None) -> str:
+    return "undefined" if score is None else f"{score:.2f}"
 
 
 def _overrides(resolved: Resolved) -> str:

@@ -2,16 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
+from sempa_mlx.encoder.encoder import SETTINGS_FILE
 from sempa_mlx.errors import UsageError
 from sempa_mlx.files import write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
+from sempa_mlx.model.identity import fingerprint, weight_files
 from sempa_mlx.model.load import locate
 from sempa_mlx.model.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 
@@ -42,15 +46,16 @@ def export_mlx(adapter: Path, out: Path) -> MlxExport:
     location = locate(str(config["model"]), config.get("sempa", {}).get("base_revision"))
     model = str(location.path)
     if location.path.suffix == ".gguf":
-        model = str(write_gguf_base(location.path, out / BASE_FOLDER))
+        base = write_gguf_base(location.path, out / BASE_FOLDER)
+        model = str(base)
+        config.setdefault("sempa", {})["base_fingerprint"] = fingerprint(weight_files(base))
     config["model"] = model
-    write_folder_files(
-        out,
-        {
-            WEIGHTS_FILE: lambda path: shutil.copyfile(adapter / WEIGHTS_FILE, path),
-            CONFIG_FILE: lambda path: path.write_text(json.dumps(config, indent=2) + "\n"),
-        },
-    )
+    copies = [name for name in (WEIGHTS_FILE, SETTINGS_FILE) if (adapter / name).is_file()]
+    writers: dict[str, Callable[[Path], object]] = {
+        name: partial(shutil.copyfile, adapter / name) for name in copies
+    }
+    writers[CONFIG_FILE] = lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
+    write_folder_files(out, writers)
     return MlxExport(out, model)
 
 

@@ -38,7 +38,10 @@ def _encode(
     tokenizer: TokenizerWrapper, texts: Sequence[str], *, as_text: bool, special: bool
 ) -> list[list[int]]:
     encoded = tokenizer._tokenizer(  # the wrapper is not callable
-        list(texts), add_special_tokens=special, split_special_tokens=as_text
+        list(texts),
+        add_special_tokens=special,
+        split_special_tokens=as_text,
+        verbose=False,  # rows that are too long are counted and told of by us
     )
     return [list(ids) for ids in encoded["input_ids"]]
 

@@ -1,3 +1,5 @@
+from itertools import chain, pairwise
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +28,7 @@ def test_the_budget_may_be_filled_to_the_brim():
 @given(lengths=LENGTHS, budget=BUDGET)
 def test_each_index_stands_in_exactly_one_group(lengths, budget):
     groups = group_by_length(lengths, budget)
-    assert sorted(sum(groups, [])) == list(range(len(lengths)))
+    assert sorted(chain.from_iterable(groups)) == list(range(len(lengths)))
     assert all(groups)
 
 
@@ -44,7 +46,7 @@ def test_groups_go_from_short_to_long_and_could_not_be_joined(lengths, budget):
     groups = group_by_length(lengths, budget)
     flat = [lengths[index] for group in groups for index in group]
     assert flat == sorted(flat)
-    for left, right in zip(groups, groups[1:], strict=False):
+    for left, right in pairwise(groups):
         assert (len(left) + 1) * lengths[right[0]] > budget
 
 
@@ -61,7 +63,7 @@ def test_equal_lengths_keep_their_order():
 )
 def test_an_epoch_is_cut_into_batches_of_one_size_but_the_last(count, size, seed, epoch):
     batches = step_batches(count, size, seed, epoch)
-    assert sum(batches, []) == epoch_order(count, seed, epoch)
-    assert sorted(sum(batches, [])) == list(range(count))
+    assert list(chain.from_iterable(batches)) == epoch_order(count, seed, epoch)
+    assert sorted(chain.from_iterable(batches)) == list(range(count))
     assert all(len(batch) == size for batch in batches[:-1])
     assert batches == step_batches(count, size, seed, epoch)

@@ -54,7 +54,7 @@ def adapted():
 
 
 def one_by_one(encoder, text):
-    """The vector of a text by a forward pass of its tokens alone: no padding, no sharing, no mask."""
+    """The vector of a text by a forward pass of its tokens alone: nothing padded or shared."""
     loaded, method = encoder.loaded, encoder.method
     tokenized = tokenize_texts(
         [text], method.template, loaded.tokenizer, encoder.settings.max_tokens

@@ -1,0 +1,118 @@
+"""Runs the command line inside the test process, and writes what it reads."""
+
+import contextlib
+import io
+import json
+import sys
+from dataclasses import dataclass
+from unittest import mock
+
+from sempa_mlx.cli import main
+
+SENTENCES = (
+    "A cat sleeps on the warm stone.",
+    "Two dogs run on the grass",
+    "",
+    "A woman in 2024 reads 17 books",
+    'He said "no" — <|im_end|>',
+    "Two dogs run on the grass",
+)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a command left behind: exit code, results, talk."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def document(self):
+        """The one JSON document on stdout, read strictly: NaN is none."""
+        return json.loads(self.out, parse_constant=lambda name: 1 / 0)
+
+    @property
+    def errors(self):
+        return [line for line in self.err.splitlines() if line.startswith("error: ")]
+
+
+def run(*arguments, stdin=b""):
+    """Run `sempa-mlx ARGUMENTS`."""
+    out, err = io.StringIO(), io.StringIO()
+    source = io.TextIOWrapper(io.BytesIO(stdin), encoding="utf-8")
+    with (
+        mock.patch.object(sys, "argv", ["sempa-mlx", *map(str, arguments)]),
+        mock.patch.object(sys, "stdin", source),
+        contextlib.redirect_stdout(out),
+        contextlib.redirect_stderr(err),
+    ):
+        try:
+            main()
+            code = 0
+        except SystemExit as end:
+            code = end.code or 0
+    return Outcome(code, out.getvalue(), err.getvalue())
+
+
+def done(*arguments, stdin=b""):
+    """Run a command that has to succeed."""
+    outcome = run(*arguments, stdin=stdin)
+    assert outcome.code == 0, outcome.err
+    return outcome
+
+
+def refused(code, *arguments, stdin=b""):
+    """Run a command that has to fail in a way that a user can understand."""
+    outcome = run(*arguments, stdin=stdin)
+    assert outcome.code == code, outcome.err
+    assert outcome.errors, outcome.err
+    assert outcome.out == "", "a failed command has no result"
+    for word in ("Traceback", "this is a bug"):
+        assert word not in outcome.err
+    return outcome
+
+
+def write_triplets(path, count=12):
+    rows = [
+        {
+            "anchor": f"The cat number {number} sleeps.",
+            "entailment": f"Cat {number} is asleep.",
+            "contradiction": f"The dog {number} runs on the grass.",
+        }
+        for number in range(count)
+    ]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def write_pairs(path, count=12):
+    lines = [
+        f"{number % 6}.5\tA man has {number} books.\tA woman reads {number * 3} pages.\n"
+        for number in range(count)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(lines))
+    return path
+
+
+def training(folder, *, model=None, data=None, dev=None):
+    """Arguments that train a tiny model in a second, on files of `folder` where none are named."""
+    options = {
+        "--model": model or folder / "base",
+        "--data": data or folder / "pairs.jsonl",
+        "--learning-rate": 0.01,
+        "--iters": 3,
+        "--batch-size": 4,
+    }
+    sets = [f"eval.data={dev or folder / 'dev.tsv'}", "eval.every=1", "train.warmup=0"]
+    named = [word for option in options.items() for word in option]
+    return ["train", *named, *(word for text in sets for word in ("--set", text))]
+
+
+def files_below(folder):
+    """Every path below a folder with its content, to see that nothing was touched."""
+    return {
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None
+        for path in sorted(folder.rglob("*"))
+    }

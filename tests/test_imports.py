@@ -1,0 +1,181 @@
+"""The shape of the house: who may import whom, who may print, how long things may be.
+
+Data goes `data -> model -> training -> encoder -> evaluation -> export -> run -> commands`, and an
+import may only point to the left along that line. This reads the source; nothing is run.
+"""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import sempa_mlx
+
+ROOT = Path(sempa_mlx.__file__).parent
+LINE = ["data", "model", "training", "encoder", "evaluation", "export", "run", "commands", "cli"]
+LEAVES = {"", "errors", "blas", "files", "config", "config_file", "config_faults"}
+APART = {"runtime", "console"}  # with rules of their own
+MODELS = {"mlx", "mlx_lm", "transformers", "tokenizers", "torch"}
+HEAVY = {*MODELS, "scipy", "huggingface_hub"}
+MAX_MODULE, MAX_FUNCTION = 300, 60
+
+
+def part_of(module):
+    """`sempa_mlx.data.readers` belongs to `data`, `sempa_mlx` itself to nothing."""
+    return module.removeprefix("sempa_mlx").removeprefix(".").partition(".")[0]
+
+
+class Source:
+    """One module of the package, parsed."""
+
+    def __init__(self, path):
+        relative = path.relative_to(ROOT.parent).with_suffix("")
+        self.name = ".".join(relative.parts).removesuffix(".__init__")
+        self.part = part_of(self.name)
+        self.text = path.read_text(encoding="utf-8")
+        self.tree = ast.parse(self.text)
+
+    def at(self, node):
+        return f"{self.name}:{node.lineno}"
+
+    def imports(self, nodes=None):
+        """Yield place and full name of everything imported, in functions too unless told where."""
+        for node in ast.walk(self.tree) if nodes is None else nodes:
+            if isinstance(node, ast.Import):
+                yield from ((self.at(node), alias.name) for alias in node.names)
+            elif isinstance(node, ast.ImportFrom):
+                assert node.level == 0, f"{self.at(node)} imports relatively"
+                for alias in node.names:
+                    full = f"{node.module}.{alias.name}"
+                    yield self.at(node), full if full in MODULES else node.module
+
+    def foreign(self, packages, nodes=None):
+        """List the places that import one of these packages."""
+        imported = self.imports(nodes)
+        return [f"{place} {name}" for place, name in imported if name.partition(".")[0] in packages]
+
+
+PATHS = sorted(ROOT.rglob("*.py"))
+MODULES = {".".join(path.relative_to(ROOT.parent).with_suffix("").parts) for path in PATHS}
+SOURCES = [Source(path) for path in PATHS]
+
+
+def may_import(importer, imported):
+    """Tell whether a module of part `importer` may import one of part `imported`."""
+    if imported in LEAVES or importer == imported:
+        return True
+    if imported == "console":
+        return importer in ("commands", "cli")
+    if imported == "runtime":
+        return importer in LINE and importer != "data"
+    if importer not in LINE:
+        return False
+    return LINE.index(imported) < LINE.index(importer)
+
+
+@pytest.mark.parametrize(
+    ("importer", "imported", "allowed"),
+    [
+        ("training", "model", True),
+        ("model", "training", False),
+        ("data", "runtime", False),
+        ("config", "runtime", False),
+        ("model", "runtime", True),
+        ("encoder", "console", False),
+        ("commands", "console", True),
+        ("errors", "data", False),
+        ("console", "data", False),
+    ],
+)
+def test_the_rule_itself(importer, imported, allowed):
+    assert may_import(importer, imported) is allowed
+
+
+def test_every_part_has_its_place():
+    """A new part must be put on the line before it can be used."""
+    assert {source.part for source in SOURCES} == {*LINE, *LEAVES, *APART}
+
+
+def test_imports_point_to_the_left():
+    wrong = [
+        f"{place} imports {name}"
+        for source in SOURCES
+        for place, name in source.imports()
+        if name.partition(".")[0] == "sempa_mlx" and not may_import(source.part, part_of(name))
+    ]
+    assert wrong == []
+
+
+def test_text_and_settings_know_nothing_of_models():
+    """They start in no time: no mlx at all, and what else is heavy only inside functions."""
+    light = {"data", "console", *LEAVES}
+    sources = [s for s in SOURCES if s.part in light or s.name == "sempa_mlx.evaluation.stats"]
+    assert len(sources) > 12
+    assert [place for s in sources for place in s.foreign(MODELS)] == []
+    assert [place for s in sources for place in s.foreign(HEAVY, s.tree.body)] == []
+
+
+def test_the_command_line_imports_work_only_when_it_is_asked_for():
+    """What `--help` reads: console and errors, never a part that does something."""
+    (cli,) = [source for source in SOURCES if source.part == "cli"]
+    at_start = {name for _, name in cli.imports(cli.tree.body) if name.startswith("sempa_mlx.")}
+    assert at_start <= {"sempa_mlx.console", "sempa_mlx.errors", "sempa_mlx.commands.group"}
+
+
+def test_only_the_console_prints():
+    others = [source for source in SOURCES if source.part != "console"]
+    assert [place for source in others for place in source.foreign({"rich"})] == []
+    calls = [
+        f"{source.at(node)} {ast.unparse(node.func)}"
+        for source in others
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Call)
+    ]
+    printing = ("print", "pprint", "typer.echo", "typer.secho", "sys.stdout.write", "sys.stderr")
+    assert [call for call in calls if call.split(" ")[1].startswith(printing)] == []
+
+
+def test_standard_output_is_handed_on_by_two_modules_alone():
+    """`embed -` gives it to the store as a stream; `main` closes it when its reader has gone."""
+    streams = {
+        (source.name, node.attr)
+        for source in SOURCES
+        if source.part != "console"
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.Attribute) and ast.unparse(node) in {"sys.stdout", "sys.stderr"}
+    }
+    assert streams == {("sempa_mlx.commands.embed", "stdout"), ("sempa_mlx.cli", "stdout")}
+
+
+def test_modules_are_short():
+    lengths = {source.name: len(source.text.splitlines()) for source in SOURCES}
+    assert {name: length for name, length in lengths.items() if length >= MAX_MODULE} == {}
+
+
+def test_functions_are_short():
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    lengths = {
+        source.at(node): node.end_lineno - node.lineno + 1
+        for source in SOURCES
+        for node in ast.walk(source.tree)
+        if isinstance(node, kinds)
+    }
+    assert {place: length for place, length in lengths.items() if length >= MAX_FUNCTION} == {}
+
+
+def test_no_error_is_swallowed_whole():
+    """Only `main` may catch everything, to turn it into one clear message."""
+    caught = [
+        (source.name, ast.unparse(node.type) if node.type else "everything")
+        for source in SOURCES
+        for node in ast.walk(source.tree)
+        if isinstance(node, ast.ExceptHandler)
+    ]
+    everything = {"everything", "Exception", "BaseException"}
+    assert [name for name, kind in caught if kind in everything] == ["sempa_mlx.cli"]
+
+
+def test_nothing_is_pickled():
+    packages = {"pickle", "dill", "joblib", "shelve", "marshal"}
+    assert [place for source in SOURCES for place in source.foreign(packages)] == []
+    assert [source.name for source in SOURCES if "allow_pickle=True" in source.text] == []

@@ -1,0 +1,268 @@
+"""A training run from the command line to the last file of its folder."""
+
+import json
+import math
+import shutil
+
+import mlx.core as mx
+import numpy as np
+import pytest
+import yaml
+
+from sempa_mlx.config import load_config
+from sempa_mlx.encoder.encoder import Encoder, EncoderSettings, read_settings
+from sempa_mlx.errors import UsageError
+from sempa_mlx.evaluation.sts import evaluate_sts
+from sempa_mlx.model.lora import adapter_weights
+from sempa_mlx.run import check_output, prepare_run, read_run_data
+from tests.command import (
+    done,
+    files_below,
+    refused,
+    training,
+    write_pairs,
+    write_triplets,
+)
+from tests.tiny import write_tiny_folder
+
+RUN_FILES = [
+    "adapter_config.json",
+    "adapters.safetensors",
+    "config.yaml",
+    "encoder.json",
+    "metrics.jsonl",
+    "results.json",
+]
+STEP_KEYS = {
+    "step",
+    "loss",
+    "rewards/chosen",
+    "rewards/rejected",
+    "rewards/margins",
+    "rewards/accuracies",
+    "logps/chosen",
+    "logps/rejected",
+    "grad_norm",
+    "learning_rate",
+    "tokens_per_second",
+    "pairs_per_second",
+    "peak_memory_gb",
+}
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_folder(folder / "base")
+    write_triplets(folder / "pairs.jsonl")
+    write_pairs(folder / "dev.tsv")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(inputs):
+    """A finished run and what it said."""
+    folder = inputs / "run"
+    return folder, done(*training(inputs), "--adapter-path", folder)
+
+
+def metrics_of(folder):
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def test_the_folder_of_a_run_is_complete(finished):
+    folder, outcome = finished
+    assert sorted(path.name for path in folder.iterdir()) == RUN_FILES
+    assert str(folder) in outcome.out
+    assert "sempa-mlx embed FILE.txt --adapter-path" in outcome.err
+
+
+def test_the_adapter_file_holds_lora_tensors_and_nothing_else(finished):
+    weights = mx.load(str(finished[0] / "adapters.safetensors"))
+    leaves = {name.rpartition(".")[2] for name in weights}
+    assert leaves == {"lora_a", "lora_b"}
+    assert len(weights) == 3 * 7 * 2  # blocks, linear layers, tensors
+    assert all(np.isfinite(np.array(value)).all() for value in weights.values())
+
+
+def test_metrics_are_a_line_each_under_trl_names(finished):
+    lines = metrics_of(finished[0])
+    steps = [line for line in lines if "loss" in line]
+    evaluations = [line for line in lines if "dev/spearman" in line]
+    assert [line["step"] for line in lines] == [0, 1, 1, 2, 2, 3, 3]
+    assert all(line.keys() == STEP_KEYS for line in steps)
+    assert all(line.keys() == {"step", "dev/spearman", "best_step"} for line in evaluations)
+    assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
+    assert steps[2]["loss"] < 0.3
+    assert steps[0]["learning_rate"] == pytest.approx(0.01)
+
+
+def test_results_agree_with_the_metrics(finished):
+    folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    scores = {
+        str(line["step"]): line["dev/spearman"]
+        for line in metrics_of(folder)
+        if "dev/spearman" in line
+    }
+    assert results["dev_scores"] == scores
+    assert results["base_dev_spearman"] == scores["0"]
+    best = max(scores, key=lambda step: scores[step])
+    assert results["best_step"] == int(best)
+    assert results["best_dev_spearman"] == scores[best]
+    assert (results["steps"], results["pairs"]) == (3, 12)
+    assert results["versions"]["sempa-mlx"]
+    assert results["machine"]["device"]
+
+
+def test_the_adapter_that_is_kept_scores_what_the_results_say(finished, inputs):
+    """Loading the folder afresh gives the best dev score again: the right weights were kept."""
+    folder, _ = finished
+    results = json.loads((folder / "results.json").read_text())
+    config = load_config(folder / "config.yaml").config
+    task = read_run_data(config).dev_task
+    found = evaluate_sts(Encoder.load(folder), [task])[0].spearman * 100
+    assert found == pytest.approx(results["best_dev_spearman"], abs=0.01)
+    base = Encoder.load(folder, settings=EncoderSettings(adapter_scale=0.0))
+    found = evaluate_sts(base, [task])[0].spearman * 100
+    assert found == pytest.approx(results["base_dev_spearman"], abs=0.01)
+
+
+def test_the_settings_of_a_run_can_be_used_again(finished, inputs):
+    folder, _ = finished
+    config = load_config(folder / "config.yaml").config
+    assert config.train.iters == 3
+    assert config.train.learning_rate == 0.01
+    assert config.output.path == str(folder)
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["name"] == str(
+        inputs / "base"
+    )
+    assert read_settings(folder) == EncoderSettings()
+
+
+def test_the_same_settings_give_the_same_adapter_to_the_bit(finished, inputs, tmp_path):
+    folder, _ = finished
+    done("train", "-c", folder / "config.yaml", "--adapter-path", tmp_path / "again")
+    first = (folder / "adapters.safetensors").read_bytes()
+    assert (tmp_path / "again" / "adapters.safetensors").read_bytes() == first
+
+
+def test_another_seed_gives_another_adapter(finished, inputs, tmp_path):
+    done(*training(inputs), "--adapter-path", tmp_path / "run", "--seed", 7)
+    other = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    name = "model.layers.0.mlp.up_proj.lora_a"
+    first = mx.load(str(finished[0] / "adapters.safetensors"))
+    assert not np.array_equal(np.array(other[name]), np.array(first[name]))
+
+
+def test_json_mode_prints_the_results_and_nothing_else(inputs, tmp_path):
+    outcome = done("--json", *training(inputs), "--adapter-path", tmp_path / "run")
+    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert outcome.document.pop("output") == str(tmp_path / "run")
+    assert outcome.document["dev_scores"] == stored["dev_scores"]
+    assert outcome.err == ""
+
+
+def test_quiet_mode_says_the_outcome_only(inputs, tmp_path):
+    outcome = done(*training(inputs), "--quiet", "--adapter-path", tmp_path / "run")
+    assert len(outcome.out.splitlines()) == 1
+    assert outcome.err == ""
+
+
+def test_a_dry_run_starts_nothing(inputs, tmp_path):
+    outcome = done(*training(inputs), "--dry-run", "--adapter-path", tmp_path / "run")
+    assert "12 rows read, 12 kept" in outcome.out
+    assert "3 steps of 4 pairs" in outcome.out
+    assert list(tmp_path.iterdir()) == []
+    document = done("--json", *training(inputs), "--dry-run").document
+    assert (document["steps"], document["dev_pairs"]) == (3, 12)
+
+
+def test_a_dev_set_without_an_order_gives_no_score_rather_than_a_wrong_one(inputs, tmp_path):
+    flat, folder = tmp_path / "flat.tsv", tmp_path / "run"
+    flat.write_text("3\tA man\tA woman\n3\tA cat\tA dog\n3\tTwo\tThree\n")
+    document = done("--json", *training(inputs, dev=flat), "--adapter-path", folder).document
+    assert document["best_step"] == 0
+    assert document["dev_scores"] == {"0": None, "1": None, "2": None, "3": None}
+    strict = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
+    for line in (folder / "metrics.jsonl").read_text().splitlines():
+        json.loads(line, **strict)
+    assert json.loads((folder / "results.json").read_text(), **strict)["base_dev_spearman"] is None
+    outcome = done(*training(inputs, dev=flat), "--adapter-path", folder, "--force")
+    assert "no step beat the base on dev (undefined)" in outcome.out
+
+
+def test_a_run_that_is_there_is_kept_unless_forced(finished, inputs, tmp_path):
+    shutil.copytree(finished[0], tmp_path / "run")
+    before = files_below(tmp_path)
+    outcome = refused(2, *training(inputs), "--adapter-path", tmp_path / "run")
+    assert "add --force" in outcome.err
+    assert files_below(tmp_path) == before
+    done(*training(inputs), "--adapter-path", tmp_path / "run", "--force", "--seed", 3)
+    assert files_below(tmp_path) != before
+
+
+def test_a_folder_of_other_things_is_never_taken(inputs, tmp_path):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.jpg").write_text("precious")
+    before = files_below(tmp_path)
+    for force in ([], ["--force"]):
+        outcome = refused(2, *training(inputs), "--adapter-path", tmp_path / "photos", *force)
+        assert "holds other files" in outcome.err
+        assert "nothing was started" in outcome.err
+    assert files_below(tmp_path) == before
+
+
+def test_output_through_a_link_or_onto_a_file_is_refused(tmp_path):
+    (tmp_path / "real").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "real")
+    (tmp_path / "file").write_text("text")
+    for name in ("link", "file"):
+        with pytest.raises(UsageError, match="is not a folder"):
+            check_output(tmp_path / name, force=True)
+
+
+def test_an_empty_folder_may_be_used(tmp_path):
+    check_output(tmp_path)
+    check_output(tmp_path / "new")
+
+
+def test_rows_that_do_not_fit_are_left_out_and_counted(inputs, tmp_path):
+    long = {"anchor": "word " * 200, "entailment": "a", "contradiction": "b"}
+    rows = (inputs / "pairs.jsonl").read_text() + json.dumps(long) + "\n"
+    (tmp_path / "rows.jsonl").write_text(rows)
+    config = load_config(
+        sets=[
+            f"data.train={tmp_path / 'rows.jsonl'}",
+            f"eval.data={inputs / 'dev.tsv'}",
+            f"model.name={inputs / 'base'}",
+            "model.max_tokens=200",
+        ]
+    ).config
+    ready = prepare_run(config, read_run_data(config))
+    assert (ready.num_rows, ready.num_too_long) == (12, 1)
+    assert "12 pairs (1 dropped)" in ready.facts()["data"]
+    assert ready.scorer.path == "shared"
+
+
+def test_an_interrupted_run_keeps_its_best_adapter(inputs, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "results.json").write_text("of an earlier run, now being replaced")
+    config = load_config(
+        sets=[
+            f"data.train={inputs / 'pairs.jsonl'}",
+            f"eval.data={inputs / 'dev.tsv'}",
+            f"model.name={inputs / 'base'}",
+            f"output.path={tmp_path / 'run'}",
+        ]
+    ).config
+    ready = prepare_run(config, read_run_data(config))
+    events = ready.events()
+    next(events)  # the base is evaluated
+    next(events)
+    events.close()
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == RUN_FILES[:-1]
+    assert len(metrics_of(tmp_path / "run")) == 2
+    kept = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
+    assert kept.keys() == adapter_weights(ready.loaded.model).keys()
+    assert all(not np.array(kept[name]).any() for name in kept if name.endswith("lora_b"))
