@@ -62,6 +62,7 @@ def read_run_data(config: SempaConfig) -> RunData:
         template=config.data.template,
         system=config.data.system,
         limit=config.data.limit,
+        skip_faulty=train.is_downloaded,
     )
     dev = dev_source(config.eval.data)
     pairs = load_dev_pairs(dev.path, config.eval.pairs)

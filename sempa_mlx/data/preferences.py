@@ -162,6 +162,7 @@ def read_preferences(
     system: str | None = SYSTEM_PROMPT,
     limit: int | None = None,
     candidates: int = 2,
+    skip_faulty: bool = False,
 ) -> PreferenceData:
     """Read the preference rows of a file, best candidate first.
 
@@ -171,13 +172,15 @@ def read_preferences(
         system: system text before the prompts of triplets; None for no system turn.
         limit: keep the first so many rows that are kept, and read no further.
         candidates: 2 for chosen and rejected; 3 for entailment, neutral, contradiction.
+        skip_faulty: drop and count faulty rows instead; for files the user cannot mend.
 
     Raises:
-        DataError: with every fault of the rows read; nothing is returned then.
+        DataError: with every fault of the rows read, or no row is left; nothing is returned then.
         UsageError: unknown template, or a limit or candidate count that makes no sense.
     """
     reading = _read(path, Plan(template, system, candidates), limit)
-    reading.faults.raise_if_any()
+    if not (skip_faulty and reading.records):
+        reading.faults.raise_if_any()
     return PreferenceData(tuple(reading.records), reading.report())
 
 

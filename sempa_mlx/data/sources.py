@@ -34,11 +34,15 @@ _MEMBERS = 2000
 
 @dataclass(frozen=True)
 class Source:
-    """A file to read, a short name for it, and a remark that the user should see."""
+    """A file to read, a short name for it, and a remark that the user should see.
+
+    A downloaded file is not the user's to mend: its faulty rows are dropped and counted.
+    """
 
     path: Path
     label: str
     note: str = ""
+    is_downloaded: bool = False
 
 
 def training_source(spec: str) -> Source:
@@ -96,7 +100,7 @@ def _source(spec: str, hub: str, demo: str, find: Callable[[], Path | Problem]) 
         return _local_file(spec, ("auto", "demo", hub))
     found = find()
     if isinstance(found, Path):
-        return Source(found, hub)
+        return Source(found, hub, is_downloaded=True)
     if spec == "auto":
         return replace(packaged, note=f"{found}; the few packaged demo rows stand in for it")
     offer = replace(found, fix=f"{found.fix} or `demo`")

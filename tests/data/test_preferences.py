@@ -5,7 +5,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sempa_mlx.data.preferences import check_preferences, read_preferences
+from sempa_mlx.data.preferences import FAULTY, check_preferences, read_preferences
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import SYSTEM_PROMPT, paraphrase_prompt
 from sempa_mlx.errors import DataError, UsageError
@@ -388,3 +388,21 @@ def test_the_real_csv_holds_the_first_20000_triplets(shared_data):
 def test_the_real_neutrals_are_found(shared_data):
     report = read_preferences(shared_data / "nli" / "train.jsonl.gz", candidates=3).report
     assert dict(report.dropped)["no neutral sentence"] == 25_371 - 22_167
+
+
+def test_faulty_rows_of_a_file_that_is_not_the_users_are_dropped_and_counted(tmp_path):
+    path = tmp_path / "nli.csv"
+    path.write_text("sent0,sent1,hard_neg\na b,a,b\nc d,c,\ne f,e,f\n")
+    with pytest.raises(DataError):
+        read_preferences(path)
+    data = read_preferences(path, skip_faulty=True)
+    assert [record.line for record in data.records] == [2, 4]
+    assert data.report.rows == 3
+    assert dict(data.report.dropped) == {FAULTY: 1}
+
+
+def test_a_file_of_faulty_rows_only_is_never_skipped_over(tmp_path):
+    path = tmp_path / "nli.csv"
+    path.write_text("sent0,sent1,hard_neg\nc d,c,\n")
+    with pytest.raises(DataError, match="hard_neg"):
+        read_preferences(path, skip_faulty=True)
