@@ -13,8 +13,10 @@ from typing import Annotated, Any, Literal
 import typer
 
 from sempa_mlx import __version__
+from sempa_mlx.cli_groups import config_app, data_app, eval_app
+from sempa_mlx.cli_options import ForceOption, ModelOption, console
 from sempa_mlx.commands.group import Commands, ReaderGoneError
-from sempa_mlx.console import Console, Mode
+from sempa_mlx.console import Mode
 from sempa_mlx.errors import SempaError
 
 HELP = """Turn one small language model into a generator that also embeds (SemPA on MLX).
@@ -34,31 +36,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-eval_app = typer.Typer(no_args_is_help=True, help="Measure what training did.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before paying for training.")
-config_app = typer.Typer(no_args_is_help=True, help="Recipes and their settings.")
 app.add_typer(eval_app, name="eval")
 app.add_typer(data_app, name="data")
 app.add_typer(config_app, name="config")
-
-console = Console()
-
-
-ModelOption = Annotated[
-    str | None, typer.Option("--model", help="Alias, folder, Hub id or GGUF file.")
-]
-AdaptersOption = Annotated[
-    list[Path] | None,
-    typer.Option("--adapter-path", help="Run folder with an adapter; may be repeated."),
-]
-ScalesOption = Annotated[
-    list[float] | None,
-    typer.Option(
-        "--adapter-scale", help="0 = base, 1 = full adapter; may be repeated. [default: 1]"
-    ),
-]
-OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
-ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
 
 
 def _version(wanted: bool) -> None:
@@ -136,7 +116,9 @@ def embed(
         float | None, typer.Option("--adapter-scale", help="The dial.")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Embedding method.")] = None,
-    normalize: Annotated[bool, typer.Option("--normalize/--no-normalize")] = True,
+    normalize: Annotated[
+        bool | None, typer.Option("--normalize/--no-normalize", help="Unit length. [default: yes]")
+    ] = None,
     truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", help="First n.")] = None,
     file_format: Annotated[str | None, typer.Option("--format", help="npy or jsonl.")] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=64)] = 4096,
@@ -149,84 +131,6 @@ def embed(
         file, out, file_format, model, adapter_path, adapter_scale, method, normalize, truncate_dim
     )
     run_embed(console, request, batch_tokens=batch_tokens, force=force)
-
-
-@eval_app.command("sts", epilog="Example:  sempa-mlx eval sts --data hub --adapter-path adapters")
-def eval_sts(
-    model: ModelOption = None,
-    adapter_path: AdaptersOption = None,
-    adapter_scale: ScalesOption = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", help="Methods of the base.")
-    ] = None,
-    data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
-    protocol: Annotated[Literal["senteval", "mteb"], typer.Option("--protocol")] = "senteval",
-    out: OutOption = None,
-    fail_under: Annotated[
-        float | None, typer.Option("--fail-under", help="Exit 1 if the best average is lower.")
-    ] = None,
-) -> None:
-    """Compare base and adapters on the seven STS tasks (Spearman x 100)."""
-    from sempa_mlx.commands.evaluate import Systems, run_eval_sts
-
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], method or ["prompteol"])
-    names = tuple(tasks.split(",")) if tasks else None
-    run_eval_sts(console, systems, data, names, protocol, out=out, fail_under=fail_under)
-
-
-@eval_app.command("generation", epilog="Example:  sempa-mlx eval generation --text wiki.txt")
-def eval_generation(
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to predict.")],
-    model: ModelOption = None,
-    adapter_path: AdaptersOption = None,
-    adapter_scale: ScalesOption = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Use the first n.")] = None,
-    out: OutOption = None,
-) -> None:
-    """Compare base and adapters as generators: perplexity of a text."""
-    from sempa_mlx.commands.evaluate import Systems, run_eval_generation
-
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], ["prompteol"])
-    run_eval_generation(console, systems, text, max_tokens=max_tokens, out=out)
-
-
-@data_app.command("check", epilog="Example:  sempa-mlx data check pairs.jsonl")
-def data_check(file: Annotated[Path, typer.Argument(help="Preference file.")]) -> None:
-    """Count the rows of a preference file and list every fault."""
-    from sempa_mlx.commands.data import run_check
-
-    run_check(console, file)
-
-
-@data_app.command("download", epilog="Example:  sempa-mlx data download")
-def data_download() -> None:
-    """Fetch the NLI triplets and the STS sets, once."""
-    from sempa_mlx.commands.data import run_download
-
-    run_download(console)
-
-
-@config_app.command("list")
-def config_list() -> None:
-    """List the recipes."""
-    from sempa_mlx.config import list_recipes
-
-    console.result("\n".join(list_recipes()))
-    console.document(list(list_recipes()))
-
-
-@config_app.command("show", epilog="Example:  sempa-mlx config show demo")
-def config_show(
-    name: Annotated[str | None, typer.Argument(help="Recipe or file.")] = None,
-) -> None:
-    """Print settings as a file that --config takes."""
-    from sempa_mlx.config import dump_config, load_config
-
-    resolved = load_config(name)
-    console.say(f"# {resolved.origin}")
-    console.result(dump_config(resolved.config).rstrip())
-    console.document(resolved.config.model_dump(mode="json"))
 
 
 @app.command()

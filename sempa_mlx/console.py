@@ -32,14 +32,25 @@ def fitting(facts: Sequence[str], room: int) -> str:
     return line
 
 
+class _Rich(RichConsole):
+    """Rich's console, on which data is never markup and a closed pipe is the caller's business."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+
+    def on_broken_pipe(self) -> None:
+        """Pass the error on; rich would exit with code 1."""
+        raise BrokenPipeError
+
+
 class Console:
     """Prints in one mode."""
 
     def __init__(self, mode: Mode = "human") -> None:
         """Look at the streams: colour and bars only on a terminal."""
         self.mode = mode
-        self._out = RichConsole(markup=False, highlight=False, soft_wrap=True)
-        self._err = RichConsole(stderr=True, markup=False, highlight=False, soft_wrap=True)
+        self._out = _Rich()
+        self._err = _Rich(stderr=True)
 
     @property
     def is_live(self) -> bool:

@@ -217,8 +217,9 @@ def test_a_recipe_names_and_explains_every_key(name):
         ("smollm2-135m",
          {"train.learning_rate": 5e-4, "data.limit": 8192, "eval.every": 8}),
         ("demo",
-         {"data.train": "demo", "eval.data": "demo", "train.learning_rate": 5e-4,
-          "eval.every": 4, "eval.pairs": None, "output.path": "sempa-demo/run"}),
+         {"data.train": "demo", "eval.data": "demo", "train.learning_rate": 7e-4,
+          "train.batch_size": 8, "train.iters": 16, "eval.every": 4,
+          "eval.pairs": None, "output.path": "sempa-demo/run"}),
     ],
 )  # fmt: skip
 def test_a_recipe_differs_from_the_defaults_only_where_it_means_to(name, changes):

@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
@@ -16,6 +16,7 @@ from sempa_mlx.files import refuse_existing
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
 
+Value = TypeVar("Value", bool, float)
 DEFAULT_MODEL = "smollm2-135m"
 DEFAULT_RUN = Path("adapters")
 STREAM = "-"
@@ -32,7 +33,7 @@ class EmbedRequest:
     adapter_path: Path | None
     adapter_scale: float | None
     method: str | None
-    normalize: bool
+    normalize: bool | None
     truncate_dim: int | None
 
 
@@ -104,11 +105,11 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     settings = replace(
         settings,
         method=request.method or settings.method,
-        normalize=request.normalize,
-        truncate_dim=request.truncate_dim,
-        adapter_scale=(
-            settings.adapter_scale if request.adapter_scale is None else request.adapter_scale
+        normalize=_first(request.normalize, settings.normalize),
+        truncate_dim=(
+            settings.truncate_dim if request.truncate_dim is None else request.truncate_dim
         ),
+        adapter_scale=_first(request.adapter_scale, settings.adapter_scale),
     )
     with console.working("loading the model"):
         if request.model is None and run is not None:
@@ -121,6 +122,11 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     adapter = f" + adapter {run} at scale {settings.adapter_scale:g}" if run else ""
     console.say(f"model: {name}{adapter}; method: {settings.method}; {encoder.dim} dimensions")
     return encoder
+
+
+def _first(wanted: Value | None, stored: Value) -> Value:
+    """Return what the line asks for, else what the run folder says."""
+    return stored if wanted is None else wanted
 
 
 def _to_stdout(

@@ -227,7 +227,7 @@ class Encoder:
             "dtype": str(self.loaded.dtype).removeprefix("mlx.core."),
             "dim": self.dim,
             "model": {
-                "name": self.loaded.location.name,
+                "name": self.loaded.location.reference,
                 "revision": self.loaded.location.revision,
                 "fingerprint": self.loaded.fingerprint,
             },

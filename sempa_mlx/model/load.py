@@ -24,6 +24,7 @@ from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
 
+FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
 MODEL_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
 
 
@@ -54,6 +55,11 @@ class Location:
     origin: str
     revision: str | None = None
 
+    @property
+    def reference(self) -> str:
+        """Return what finds the model again from any working directory."""
+        return str(self.path.resolve()) if self.origin in (FOLDER, GGUF_FILE) else self.name
+
 
 @dataclass(slots=True)
 class LoadedModel:
@@ -74,9 +80,9 @@ def locate(name: str, revision: str | None = None) -> Location:
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
-        return Location(name, path, "GGUF file")
+        return Location(name, path, GGUF_FILE)
     if path.is_dir():
-        return Location(name, _checked_folder(path), "folder")
+        return Location(name, _checked_folder(path), FOLDER)
     alias = ALIASES.get(name)
     if alias and revision is None:
         embedded = _embedded_file(alias)

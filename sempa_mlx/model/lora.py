@@ -107,7 +107,7 @@ def save_adapter(
     names = {name.split(".layers.")[1].split(".", 1)[1].rsplit(".", 1)[0] for name in weights}
     config = {
         "fine_tune_type": "lora",
-        "model": loaded.location.name,
+        "model": loaded.location.reference,
         "num_layers": settings.layers,
         "lora_parameters": {
             "rank": settings.rank,

@@ -132,6 +132,13 @@ def test_unit_length_unless_told_otherwise():
     np.testing.assert_allclose(raw / lengths, unit, atol=1e-6)
 
 
+def test_a_zero_vector_stays_zero(monkeypatch):
+    """Nothing to divide by: no NaN may come of it."""
+    encoder = encoder_of()
+    monkeypatch.setattr(encoder, "_pooled", lambda rows, shared: mx.zeros((len(rows), 32)))
+    np.testing.assert_array_equal(encoder.encode(TEXTS), np.zeros((len(TEXTS), 32)))
+
+
 def test_a_truncated_vector_has_unit_length_again():
     whole = encoder_of(normalize=False).encode(TEXTS)
     raw = encoder_of(normalize=False, truncate_dim=5)

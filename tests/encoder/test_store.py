@@ -193,5 +193,7 @@ def test_nearest_of_fewer_rows_than_asked_for():
 
 
 def test_equally_near_rows_keep_their_order():
-    vectors = np.tile(np.array([1, 0], dtype=np.float32), (5, 1))
-    assert [index for index, _ in nearest(vectors, vectors[0], 5)] == [0, 1, 2, 3, 4]
+    """More than the 16 that numpy sorts by insertion, which happens to be stable."""
+    vectors = np.tile(np.eye(2, dtype=np.float32), (50, 1))
+    found = [index for index, _ in nearest(vectors, vectors[0], 100)]
+    assert found == [*range(0, 100, 2), *range(1, 100, 2)]

@@ -1,0 +1,26 @@
+"""What several commands share: the console they print to, and options of one meaning."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from sempa_mlx.console import Console
+
+console = Console()
+
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="Alias, folder, Hub id or GGUF file.")
+]
+AdaptersOption = Annotated[
+    list[Path] | None,
+    typer.Option("--adapter-path", help="Run folder with an adapter; may be repeated."),
+]
+ScalesOption = Annotated[
+    list[float] | None,
+    typer.Option(
+        "--adapter-scale", help="0 = base, 1 = full adapter; may be repeated. [default: 1]"
+    ),
+]
+OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
