@@ -5,7 +5,14 @@ from typing import Annotated, Literal
 
 import typer
 
-from sempa_mlx.cli_options import AdaptersOption, ModelOption, OutOption, ScalesOption, console
+from sempa_mlx.cli_options import (
+    AdaptersOption,
+    ModelOption,
+    NoBaseOption,
+    OutOption,
+    ScalesOption,
+    console,
+)
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure what training did.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before paying for training.")
@@ -23,6 +30,7 @@ def eval_sts(
     data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
     protocol: Annotated[Literal["senteval", "mteb"], typer.Option("--protocol")] = "senteval",
+    no_base: NoBaseOption = False,
     out: OutOption = None,
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if the best average is lower.")
@@ -31,7 +39,8 @@ def eval_sts(
     """Compare base and adapters on the seven STS tasks (Spearman x 100)."""
     from sempa_mlx.commands.evaluate import Systems, run_eval_sts
 
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], method or ["prompteol"])
+    methods = [] if no_base else method or ["prompteol"]
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
     names = tuple(tasks.split(",")) if tasks else None
     run_eval_sts(console, systems, data, names, protocol, out=out, fail_under=fail_under)
 
@@ -43,12 +52,14 @@ def eval_generation(
     adapter_path: AdaptersOption = None,
     adapter_scale: ScalesOption = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Use the first n.")] = None,
+    no_base: NoBaseOption = False,
     out: OutOption = None,
 ) -> None:
     """Compare base and adapters as generators: perplexity of a text."""
     from sempa_mlx.commands.evaluate import Systems, run_eval_generation
 
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], ["prompteol"])
+    methods = [] if no_base else ["prompteol"]
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
     run_eval_generation(console, systems, text, max_tokens=max_tokens, out=out)
 
 

@@ -22,5 +22,6 @@ ScalesOption = Annotated[
         "--adapter-scale", help="0 = base, 1 = full adapter; may be repeated. [default: 1]"
     ),
 ]
+NoBaseOption = Annotated[bool, typer.Option("--no-base", help="Measure the adapters only.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -715,3 +715,22 @@ def test_config_validate_tells_faults_and_their_absence(tmp_path, monkeypatch):
     Path("bad.yaml").write_text("train:\n  sed: 3\n")
     assert "no faults" in done("config", "validate", "good.yaml").out
     assert "bad.yaml:2" in refused(2, "config", "validate", "bad.yaml").err
+
+
+def test_no_base_measures_the_adapters_only(space):
+    sts = [
+        "eval",
+        "sts",
+        "--data",
+        space / "sts",
+        "--tasks",
+        "STSB",
+        "--adapter-path",
+        space / "run",
+    ]
+    with_base = done(*sts, "--json").document["results"]
+    alone = done(*sts, "--no-base", "--json").document["results"]
+    assert len(with_base) == 2
+    assert alone[0]["scores"] == with_base[1]["scores"]
+    assert [row["system"] for row in alone] == [with_base[1]["system"]]
+    refused(2, "eval", "sts", "--data", space / "sts", "--no-base", "--tasks", "STSB")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
-from sempa_mlx.errors import DataError, Problem
+from sempa_mlx.errors import DataError, Problem, UsageError
 from sempa_mlx.files import write_text
 
 if TYPE_CHECKING:
@@ -35,13 +35,16 @@ class Systems:
         from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
         from sempa_mlx.model.lora import read_adapter_config
 
+        if not (self.methods or self.adapters):
+            raise UsageError("nothing to measure: --no-base needs an --adapter-path")
         recorded = [str(read_adapter_config(folder)["model"]) for folder in self.adapters]
         base = self.model or (recorded[0] if recorded else DEFAULT_MODEL)
-        with console.working(f"loading {base}"):
-            encoder = Encoder.load(base)
-        for method in self.methods:
-            yield f"base {method}", Encoder(encoder.loaded, EncoderSettings(method=method))
-        del encoder
+        if self.methods:
+            with console.working(f"loading {base}"):
+                loaded = Encoder.load(base).loaded
+            for method in self.methods:
+                yield f"base {method}", Encoder(loaded, EncoderSettings(method=method))
+            del loaded
         for folder in self.adapters:
             with console.working(f"loading {folder}"):
                 encoder = Encoder.load(base, adapter_path=folder)
