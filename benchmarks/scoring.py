@@ -1,10 +1,10 @@
 """Pairs per second of plain and shared-prefix scoring, alternating in one process.
 
-    python benchmarks/scoring.py [--pairs 32] [--repeats 3] [--data FILE]
+    python benchmarks/scoring.py [--steps 2] [--repeats 3] [--data FILE]
 
 A pair here is what a DPO step pays for it: the reference's forward pass, the policy's, and the
 backward pass into LoRA. Both paths run the output head on completion tokens only, so the ratio is
-the gain of shared prefixes alone.
+the gain of shared prefixes alone. Steps and micro-batches are made as training makes them.
 """
 
 import argparse
@@ -22,7 +22,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.data.batching import group_by_length
+from sempa_mlx.data.batching import WINDOW_BATCHES, group_by_length, step_batches
 from sempa_mlx.data.preferences import read_preferences
 from sempa_mlx.data.sources import training_source
 from sempa_mlx.model.forward import TokenRow
@@ -59,24 +59,29 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     """Run both paths alternately; return medians, ratio and the machine's matmul rate."""
     loaded = load_model(arguments.model)
     path = Path(arguments.data) if arguments.data else training_source("demo").path
-    records = read_preferences(path, limit=arguments.pairs).records
-    rows = list(tokenize_preferences(records, loaded.tokenizer, 512).rows)
+    records = read_preferences(path, limit=arguments.batch_size * WINDOW_BATCHES).records
+    pool = tokenize_preferences(records, loaded.tokenizer, 512).rows
     attach(loaded.model, LoraConfig(), 0)
     scorers = {
-        "plain": choose_scoring(loaded.model, rows, loaded.dtype, "plain"),
-        "shared": choose_scoring(loaded.model, rows, loaded.dtype, "shared"),
+        "plain": choose_scoring(loaded.model, pool, loaded.dtype, "plain"),
+        "shared": choose_scoring(loaded.model, pool, loaded.dtype, "shared"),
     }
+    lengths = [scorers["shared"].own_tokens(row) for row in pool]
+    plan = step_batches(lengths, arguments.batch_size, seed=0, epoch=0)[: arguments.steps]
+    steps = [[pool[index] for index in batch] for batch in plan]
+    rows = [row for step in steps for row in step]
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
     for scorer in scorers.values():
         step_seconds(loaded.model, scorer, rows[:4])  # warm up
     for _ in range(arguments.repeats):
         for name, scorer in scorers.items():
-            seconds[name].append(step_seconds(loaded.model, scorer, rows))
+            seconds[name].append(sum(step_seconds(loaded.model, scorer, step) for step in steps))
     rates = {name: len(rows) / statistics.median(times) for name, times in seconds.items()}
     return {
         "model": arguments.model,
         "data": path.name,
         "pairs": len(rows),
+        "batch_size": arguments.batch_size,
         "tokens_per_pass": {name: scorer.tokens(rows) for name, scorer in scorers.items()},
         "pairs_per_second": {name: round(rate, 3) for name, rate in rates.items()},
         "shared_over_plain": round(rates["shared"] / rates["plain"], 2),
@@ -90,6 +95,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", help="preference file; default: the demo triplets")
-    parser.add_argument("--pairs", type=int, default=32)
+    parser.add_argument("--batch-size", type=int, default=32)
+    parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
     sys.stdout.write(json.dumps(measure(parser.parse_args()), indent=2) + "\n")

@@ -123,7 +123,7 @@ def _show_plan(console: Console, config: SempaConfig, data: "RunData") -> None:
     from sempa_mlx.training.schedule import plan_steps
 
     num_rows = len(data.records)
-    steps = len(plan_steps(num_rows, config.train))
+    steps = len(plan_steps([0] * num_rows, config.train))
     report = data.report
     document = {
         "config": config.model_dump(mode="json"),

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+WINDOW_BATCHES = 16
+
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     """Return a permutation of range(count) that depends on nothing but (seed, epoch)."""
@@ -11,10 +13,32 @@ def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
     return [int(index) for index in permutation]
 
 
-def step_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """Cut an epoch into batches; each row once, the last batch may be smaller."""
-    order = epoch_order(count, seed, epoch)
-    return [order[start : start + batch_size] for start in range(0, count, batch_size)]
+def step_batches(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """Cut an epoch into batches of rows of like length, in random order.
+
+    The epoch is shuffled, rows are sorted by length inside windows of `WINDOW_BATCHES` batches, and
+    the batches of a window are shuffled again: little padding, and every window is a random sample.
+
+    Args:
+        lengths: tokens of each row.
+        batch_size: rows of a batch; the last batch may be smaller.
+        seed: of the run.
+        epoch: from 0.
+
+    Returns:
+        Batches of indices into `lengths`; each index once.
+    """
+    order = epoch_order(len(lengths), seed, epoch)
+    num_whole = len(order) - len(order) % batch_size
+    random = np.random.default_rng([seed, epoch, 1])
+    window = batch_size * WINDOW_BATCHES
+    batches: list[list[int]] = []
+    for start in range(0, num_whole, window):
+        rows = sorted(order[start : min(start + window, num_whole)], key=lambda row: lengths[row])
+        cut = [rows[first : first + batch_size] for first in range(0, len(rows), batch_size)]
+        batches += [cut[place] for place in random.permutation(len(cut))]
+    rest = order[num_whole:]
+    return [*batches, rest] if rest else batches
 
 
 def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]]:

@@ -1,21 +1,25 @@
 """How long a run is and how fast it learns: pure arithmetic."""
 
 import math
+from collections.abc import Sequence
 
 from sempa_mlx.config import TrainConfig
 from sempa_mlx.data.batching import step_batches
 
 
-def plan_steps(num_rows: int, settings: TrainConfig) -> list[list[int]]:
-    """Return the rows of every optimizer step, epoch after epoch, capped by `iters`."""
-    per_epoch = math.ceil(num_rows / settings.batch_size)
+def plan_steps(lengths: Sequence[int], settings: TrainConfig) -> list[list[int]]:
+    """Return the rows of every optimizer step, epoch after epoch, capped by `iters`.
+
+    `lengths` are the rows' tokens: a step holds rows of like length.
+    """
+    per_epoch = math.ceil(len(lengths) / settings.batch_size)
     total = per_epoch * settings.epochs
     if settings.iters is not None:
         total = min(total, settings.iters)
     steps: list[list[int]] = []
     epoch = 0
     while len(steps) < total:
-        steps += step_batches(num_rows, settings.batch_size, settings.seed, epoch)
+        steps += step_batches(lengths, settings.batch_size, settings.seed, epoch)
         epoch += 1
     return steps[:total]
 

@@ -25,7 +25,7 @@ from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.schedule import learning_rate, plan_steps
 
-CPU_MICRO_BATCH_TOKENS = 512
+CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 8192
 MAX_BAD_STEPS = 3
 FIRST_LOSS_TOLERANCE = 1e-3
@@ -100,11 +100,10 @@ class Trainer:
         """Plan the run; the adapter must be attached already."""
         self._model, self._rows, self._scorer = model, rows, scorer
         self._settings, self._objective = settings, objective
-        # Small micro-batches pad less, which is what counts on a CPU; a GPU wants large products.
         default_tokens = GPU_MICRO_BATCH_TOKENS if is_gpu() else CPU_MICRO_BATCH_TOKENS
         self._micro_batch_tokens = settings.micro_batch_tokens or default_tokens
         self._reference = Reference(model, scorer, rows)
-        self._plan = plan_steps(len(rows), settings)
+        self._plan = plan_steps([scorer.own_tokens(row) for row in rows], settings)
         self._is_checked = False
         # torch's Adam corrects the bias of its first steps; mlx's does so only on request.
         self._optimizer = optim.AdamW(

@@ -3,7 +3,12 @@ from itertools import chain, pairwise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sempa_mlx.data.batching import epoch_order, group_by_length, step_batches
+from sempa_mlx.data.batching import (
+    WINDOW_BATCHES,
+    epoch_order,
+    group_by_length,
+    step_batches,
+)
 
 FEW = settings(max_examples=200, deadline=None, derandomize=True)
 LENGTHS = st.lists(st.integers(1, 60), max_size=40)
@@ -56,14 +61,34 @@ def test_equal_lengths_keep_their_order():
 
 @FEW
 @given(
-    count=st.integers(0, 50),
-    size=st.integers(1, 12),
+    lengths=st.lists(st.integers(1, 99), max_size=120),
+    size=st.integers(1, 5),
     seed=st.integers(0, 2**63 - 1),
     epoch=st.integers(0, 9),
 )
-def test_an_epoch_is_cut_into_batches_of_one_size_but_the_last(count, size, seed, epoch):
-    batches = step_batches(count, size, seed, epoch)
-    assert list(chain.from_iterable(batches)) == epoch_order(count, seed, epoch)
-    assert sorted(chain.from_iterable(batches)) == list(range(count))
+def test_an_epoch_is_cut_into_batches_of_one_size_but_the_last(lengths, size, seed, epoch):
+    batches = step_batches(lengths, size, seed, epoch)
+    assert sorted(chain.from_iterable(batches)) == list(range(len(lengths)))
     assert all(len(batch) == size for batch in batches[:-1])
-    assert batches == step_batches(count, size, seed, epoch)
+    assert all(batches)
+    assert batches == step_batches(lengths, size, seed, epoch)
+
+
+@FEW
+@given(size=st.integers(1, 5), seed=st.integers(0, 99))
+def test_a_window_is_a_random_sample_and_its_batches_are_of_like_length(size, seed):
+    """Lengths equal to the index: inside a window, no batch overlaps another."""
+    count = 2 * WINDOW_BATCHES * size
+    batches = step_batches(range(count), size, seed, 0)
+    order = epoch_order(count, seed, 0)
+    for half in (0, 1):
+        window = batches[half * WINDOW_BATCHES : (half + 1) * WINDOW_BATCHES]
+        taken = order[half * count // 2 : (half + 1) * count // 2]
+        assert sorted(chain.from_iterable(window)) == sorted(taken)
+        spans = sorted((min(batch), max(batch)) for batch in window)
+        assert all(left[1] < right[0] for left, right in pairwise(spans))
+
+
+def test_batches_do_not_come_in_order_of_length():
+    firsts = [batch[0] for batch in step_batches(range(160), 10, 0, 0)]
+    assert firsts not in (sorted(firsts), sorted(firsts, reverse=True))

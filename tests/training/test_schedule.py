@@ -63,7 +63,7 @@ def test_rates_rise_to_the_peak_fall_after_it_and_are_never_zero(total, warmup, 
 
 
 def test_every_epoch_uses_each_row_once_and_ends_in_a_partial_batch():
-    plan = plan_steps(10, TrainConfig(batch_size=4, epochs=3, seed=5))
+    plan = plan_steps(range(1, 10 + 1), TrainConfig(batch_size=4, epochs=3, seed=5))
     assert [len(batch) for batch in plan] == [4, 4, 2] * 3
     for epoch in range(3):
         rows = chain.from_iterable(plan[epoch * 3 : epoch * 3 + 3])
@@ -71,19 +71,19 @@ def test_every_epoch_uses_each_row_once_and_ends_in_a_partial_batch():
 
 
 def test_iterations_cap_the_epochs_and_never_stretch_them():
-    whole = plan_steps(10, TrainConfig(batch_size=4, epochs=2))
-    assert plan_steps(10, TrainConfig(batch_size=4, epochs=2, iters=4)) == whole[:4]
-    assert plan_steps(10, TrainConfig(batch_size=4, epochs=2, iters=100)) == whole
+    whole = plan_steps(range(1, 10 + 1), TrainConfig(batch_size=4, epochs=2))
+    assert plan_steps(range(1, 10 + 1), TrainConfig(batch_size=4, epochs=2, iters=4)) == whole[:4]
+    assert plan_steps(range(1, 10 + 1), TrainConfig(batch_size=4, epochs=2, iters=100)) == whole
 
 
 def test_a_batch_larger_than_the_data_is_one_step_an_epoch():
-    plan = plan_steps(3, TrainConfig(batch_size=32, epochs=2))
+    plan = plan_steps(range(1, 3 + 1), TrainConfig(batch_size=32, epochs=2))
     assert [sorted(batch) for batch in plan] == [[0, 1, 2], [0, 1, 2]]
 
 
 def test_the_order_depends_on_seed_and_epoch_alone():
     def plan(**changes):
-        return plan_steps(64, TrainConfig(batch_size=16, **changes))
+        return plan_steps(range(1, 64 + 1), TrainConfig(batch_size=16, **changes))
 
     assert plan(seed=1, epochs=2) == plan(seed=1, epochs=2, learning_rate=1.0, clip=0.5)
     assert plan(seed=1, epochs=2)[:4] == plan(seed=1)
