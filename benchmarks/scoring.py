@@ -1,10 +1,11 @@
-"""Pairs per second of plain and shared-prefix scoring, alternating in one process.
+"""Pairs per second of three ways to score pairs, alternating in one process.
 
     python benchmarks/scoring.py [--steps 2] [--repeats 3] [--data FILE]
 
 A pair here is what a DPO step pays for it: the reference's forward pass, the policy's, and the
-backward pass into LoRA. Both paths run the output head on completion tokens only, so the ratio is
-the gain of shared prefixes alone. Steps and micro-batches are made as training makes them.
+backward pass into LoRA. `plain` runs whole sequences with logits at every position, as other MLX
+trainers do; `plain-head` runs whole sequences with logits at completion tokens only; `shared` is
+what training uses. Steps and micro-batches are made as training makes them.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 import statistics
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from sempa_mlx import runtime
@@ -25,7 +27,7 @@ from sempa_mlx.config import LoraConfig
 from sempa_mlx.data.batching import WINDOW_BATCHES, group_by_length, step_batches
 from sempa_mlx.data.preferences import read_preferences
 from sempa_mlx.data.sources import training_source
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.forward import TokenRow, pad_right
 from sempa_mlx.model.load import load_model
 from sempa_mlx.model.lora import attach, dialled
 from sempa_mlx.model.prompts import tokenize_preferences
@@ -34,6 +36,25 @@ from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
 from sempa_mlx.training.trainer import CPU_MICRO_BATCH_TOKENS, GPU_MICRO_BATCH_TOKENS
 
 BETA = 0.1
+SAME_NATS = {mx.float32: 1e-3, mx.float16: 0.1, mx.bfloat16: 1.0}
+
+
+class FullLogits(Scorer):
+    """Whole sequences, logits at every position, completion tokens picked afterwards."""
+
+    def __call__(self, model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
+        """Return completion log-probabilities, (rows, K) float32."""
+        flat = [(row.prompt, completion) for row in rows for completion in row.completions]
+        tokens = mx.array(pad_right([prompt + completion for prompt, completion in flat]))
+        logits = model(tokens[:, :-1]).astype(mx.float32)
+        targets = tokens[:, 1:]
+        picked = mx.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+        logps = picked - mx.logsumexp(logits, axis=-1)
+        places = mx.arange(1, tokens.shape[1])[None, :]
+        first = mx.array([len(prompt) for prompt, _ in flat])[:, None]
+        last = first + mx.array([len(completion) for _, completion in flat])[:, None]
+        scored = (places >= first) & (places < last)
+        return mx.where(scored, logps, 0.0).sum(axis=1).reshape(len(rows), -1)
 
 
 def step_seconds(model: nn.Module, scorer: Scorer, rows: list[TokenRow]) -> float:
@@ -63,7 +84,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     pool = tokenize_preferences(records, loaded.tokenizer, 512).rows
     attach(loaded.model, LoraConfig(), 0)
     scorers = {
-        "plain": choose_scoring(loaded.model, pool, loaded.dtype, "plain"),
+        "plain": FullLogits(shared=0, mask_rank=None),
+        "plain-head": choose_scoring(loaded.model, pool, loaded.dtype, "plain"),
         "shared": choose_scoring(loaded.model, pool, loaded.dtype, "shared"),
     }
     lengths = [scorers["shared"].own_tokens(row) for row in pool]
@@ -71,7 +93,10 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     steps = [[pool[index] for index in batch] for batch in plan]
     rows = [row for step in steps for row in step]
     seconds: dict[str, list[float]] = {name: [] for name in scorers}
+    expected = scorers["shared"](loaded.model, rows[:4])
     for scorer in scorers.values():
+        if mx.abs(scorer(loaded.model, rows[:4]) - expected).max() > SAME_NATS[loaded.dtype]:
+            raise SystemExit("the ways of scoring disagree")
         step_seconds(loaded.model, scorer, rows[:4])  # warm up
     for _ in range(arguments.repeats):
         for name, scorer in scorers.items():
@@ -84,7 +109,11 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
         "batch_size": arguments.batch_size,
         "tokens_per_pass": {name: scorer.tokens(rows) for name, scorer in scorers.items()},
         "pairs_per_second": {name: round(rate, 3) for name, rate in rates.items()},
-        "shared_over_plain": round(rates["shared"] / rates["plain"], 2),
+        "shared_over": {
+            name: round(rates["shared"] / rate, 2)
+            for name, rate in rates.items()
+            if name != "shared"
+        },
         "device": str(runtime.machine()),
         "matmul_gflops": round(runtime.matmul_gflops(), 1),
         "versions": runtime.package_versions(),
