@@ -28,8 +28,8 @@ base() {
 
 train() {
   "$sempa" train --config smollm2-135m --adapter-path "$out/sempa" --force \
-    --data "$data/nli/train.jsonl.gz" --set data.limit=4096 --set train.batch_size=8 \
-    --set eval.data="$data/sts/STSB/dev.tsv" --set eval.pairs=500 --set eval.every=32
+    --data "$data/nli/train.jsonl.gz" --set data.limit=4096 --learning-rate 3e-4 \
+    --set eval.data="$data/sts/STSB/dev.tsv" --set eval.pairs=300 --set eval.every=8
 }
 
 base > "$out/base.log" 2>&1 &
