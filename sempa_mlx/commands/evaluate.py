@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from sempa_mlx.commands.embed import DEFAULT_MODEL
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.errors import DataError, Problem, UsageError
@@ -17,7 +18,6 @@ from sempa_mlx.files import write_text
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
 
-DEFAULT_MODEL = "smollm2-135m"
 TEXT_FORMS = {"senteval": "SentEval text", "mteb": "raw text"}
 
 
