@@ -31,7 +31,6 @@ from sempa_mlx.training.trainer import Evaluated, Event, StepDone, Trainer, coun
 METRICS_FILE = "metrics.jsonl"
 RESULTS_FILE = "results.json"
 CONFIG_COPY = "config.yaml"
-OWN_FILES = (METRICS_FILE, RESULTS_FILE, CONFIG_COPY)
 
 
 @dataclass(slots=True)

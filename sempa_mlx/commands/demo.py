@@ -12,6 +12,7 @@ from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
     from sempa_mlx.data.records import StsTask
+    from sempa_mlx.encoder.encoder import Encoder
 
 RECIPE = "demo"
 NEIGHBOURS = 3
@@ -26,7 +27,8 @@ No network is needed."""
 
 def run_demo(console: Console, folder: Path) -> None:
     """Train (or reuse an earlier demo's run), compare, embed, search; print what comes next."""
-    from sempa_mlx.run import check_output, read_run_data
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.run import RESULTS_FILE, check_output, read_run_data
 
     started = time.perf_counter()
     run_folder = folder / "run"
@@ -37,15 +39,18 @@ def run_demo(console: Console, folder: Path) -> None:
     console.say(INTRO.format(triplets=len(data.records)))
     if is_finished(run_folder, config):
         console.heading(f"Training: done by an earlier demo (delete {run_folder} to train again)")
-        results = json.loads((run_folder / "results.json").read_text())
+        results = json.loads((run_folder / RESULTS_FILE).read_text())
     else:
         check_output(run_folder, force=True)
         console.heading("Training")
         run = train_and_show(console, config, data)
         console.say(outcome(run))
         results = run.summary()
-    scores = _compare(console, run_folder, data.dev_task, test)
-    store = _embed_and_search(console, run_folder, folder)
+    console.heading("Comparing")
+    with console.working("loading base and adapter"):
+        trained = Encoder.load(run_folder)
+    scores = _compare(console, trained, data.dev_task, test)
+    store = _embed_and_search(console, trained, folder)
     seconds = time.perf_counter() - started
     console.document(
         {"training": results, "scores": scores, "store": str(store), "seconds": round(seconds, 1)}
@@ -81,15 +86,12 @@ def _halves(task: "StsTask") -> tuple["StsTask", "StsTask"]:
 
 
 def _compare(
-    console: Console, run_folder: Path, dev: "StsTask", test: "StsTask"
+    console: Console, trained: "Encoder", dev: "StsTask", test: "StsTask"
 ) -> dict[str, dict[str, float]]:
     """Print Spearman of base and trained model on both halves of the demo pairs."""
     from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
     from sempa_mlx.evaluation.sts import evaluate_sts
 
-    console.heading("Comparing")
-    with console.working("loading base and adapter"):
-        trained = Encoder.load(run_folder)
     base_settings = EncoderSettings(adapter_scale=0.0)  # scale 0 is the base, bit for bit
     mean_settings = EncoderSettings(method="mean", adapter_scale=0.0)
     systems = {
@@ -109,13 +111,12 @@ def _compare(
     return found
 
 
-def _embed_and_search(console: Console, run_folder: Path, folder: Path) -> Path:
+def _embed_and_search(console: Console, encoder: "Encoder", folder: Path) -> Path:
     """Embed the packaged sentences into a file and show neighbours of a few of them."""
     import numpy as np
 
     from sempa_mlx.data import demo
     from sempa_mlx.data.readers import read_lines
-    from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.encoder.store import embed_to_file, nearest
 
     console.heading("Embedding a text file")
@@ -123,7 +124,6 @@ def _embed_and_search(console: Console, run_folder: Path, folder: Path) -> Path:
     shutil.copyfile(Path(demo.__file__).parent / "sentences.txt", text_file)
     sentences = [line.text for line in read_lines(text_file)]
     with console.working(f"embedding {text_file}"):
-        encoder = Encoder.load(run_folder)
         store = embed_to_file(
             encoder, sentences, folder / "sentences.txt.npy", file_format="npy"
         ).path

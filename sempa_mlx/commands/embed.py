@@ -77,13 +77,8 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
         if request.file_format not in (None, "jsonl"):
             raise UsageError("stdout takes --format jsonl only", state="nothing was written")
         return None, "jsonl"
-    if request.out is None:
-        file_format = request.file_format or "npy"
-        out = Path(f"{request.file}.{file_format}")
-    else:
-        out = Path(request.out)
-        file_format = request.file_format or ""
-    file_format = format_of(out, file_format or None)
+    out = Path(request.out or f"{request.file}.{request.file_format or 'npy'}")
+    file_format = format_of(out, request.file_format)
     for path in [out, sidecar_path(out)] if file_format == "npy" else [out]:
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
