@@ -82,7 +82,7 @@ def data_download() -> None:
 @config_app.command("list")
 def config_list() -> None:
     """List the recipes."""
-    from sempa_mlx.config import list_recipes
+    from sempa_mlx.config_resolve import list_recipes
 
     console.result("\n".join(list_recipes()))
     console.document(list(list_recipes()))
@@ -93,7 +93,7 @@ def config_show(
     name: Annotated[str | None, typer.Argument(help="Recipe or file.")] = None,
 ) -> None:
     """Print settings as a file that --config takes."""
-    from sempa_mlx.config import dump_config, load_config
+    from sempa_mlx.config_resolve import dump_config, load_config
 
     resolved = load_config(name)
     console.say(f"# {resolved.origin}")
@@ -104,7 +104,7 @@ def config_show(
 @config_app.command("validate", epilog="Example:  sempa-mlx config validate sempa.yaml")
 def config_validate(file: Annotated[str, typer.Argument(help="Recipe or file.")]) -> None:
     """Check a settings file; every fault is listed with its line."""
-    from sempa_mlx.config import load_config
+    from sempa_mlx.config_resolve import load_config
 
     origin = load_config(file).origin
     console.result(f"{origin}: no faults")

@@ -8,12 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import sempa_mlx.config as config_module
-from sempa_mlx.config import (
+import sempa_mlx.config_resolve as config_module
+from sempa_mlx.config import DataConfig, LoraConfig, SempaConfig
+from sempa_mlx.config_resolve import (
     SCHEMA,
-    DataConfig,
-    LoraConfig,
-    SempaConfig,
     dump_config,
     list_recipes,
     load_config,
@@ -80,7 +78,7 @@ def test_a_text_is_a_file_if_it_looks_like_one_or_exists(folder):
         ),
         ("dem.yaml", "dem.yaml: no such file", "did you mean the recipe `demo`?"),
         (Path("demo"), "demo: no such file", "did you mean the recipe `demo`?"),
-        ("qqq", "qqq: no such recipe, nor a file", "recipes: demo, smollm2-135m"),
+        ("qqq", "qqq: no such recipe, nor a file", "recipes: bridge, demo, listwise, smollm2-135m"),
     ],
 )
 def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fix):
@@ -89,7 +87,7 @@ def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fi
     missing, bad_set = caught.value.problems
     assert str(missing) == what
     assert missing.fix.startswith(fix)
-    assert missing.fix.endswith("recipes: demo, smollm2-135m")
+    assert missing.fix.endswith("recipes: bridge, demo, listwise, smollm2-135m")
     assert str(bad_set) == "--set train.seed: train.seed must be >= 0, got -1"
 
 
@@ -195,12 +193,12 @@ def test_a_dumped_config_loads_to_an_equal_config(values):
 
 
 def test_recipes_are_listed_by_name():
-    assert list_recipes() == ("demo", "smollm2-135m")
+    assert list_recipes() == ("bridge", "demo", "listwise", "smollm2-135m")
     with pytest.raises(ConfigError, match=r"^\.\./demo: no such recipe$"):
         recipe_path("../demo")
 
 
-@pytest.mark.parametrize("name", ["demo", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["bridge", "demo", "listwise", "smollm2-135m"])
 def test_a_recipe_names_and_explains_every_key(name):
     resolved = load_config(name)
     assert set(resolved.sources) == KEYS

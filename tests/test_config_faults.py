@@ -8,7 +8,8 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sempa_mlx.config import SempaConfig, load_config
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.config_resolve import load_config
 from sempa_mlx.errors import ConfigError, Problem
 
 
@@ -35,19 +36,19 @@ def config_of(text: str) -> SempaConfig:
 
 def test_all_faults_of_all_layers_come_at_once_in_order():
     problems = faults(
-        "train:\n  learning_rate: -1.0\n  epochs: 2\n  epochs: 3\nobjective:\n  betta: 0.1\n",
+        "train:\n  learning_rate: -1.0\n  epochs: 2\n  epochs: 3\noutput:\n  pat: 0.1\n",
         sets=["lora.rank=0"],
         flags={"--beta": ("objective.beta", 0)},
     )
     assert [str(problem) for problem in problems] == [
         "my.yaml:2: train.learning_rate must be > 0, got -1.0",
         "my.yaml:4: duplicated key `train.epochs`, first on line 3",
-        "my.yaml:6: unknown key `betta` in section `objective`",
+        "my.yaml:6: unknown key `pat` in section `output`",
         "--set lora.rank: lora.rank must be >= 1, got 0",
         "--beta: objective.beta must be > 0, got 0",
     ]
-    assert problems[2].evidence == "     6 |   betta: 0.1"
-    assert problems[2].fix == "did you mean `beta`? valid keys: beta, loss"
+    assert problems[2].evidence == "     6 |   pat: 0.1"
+    assert problems[2].fix == "did you mean `path`? valid keys: keep, path, report_to, save_every"
 
 
 def test_a_bad_value_is_a_fault_even_if_a_flag_covers_it():
