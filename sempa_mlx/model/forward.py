@@ -9,12 +9,15 @@ models whose layers do not fit this scheme, and as the oracle of the tests.
 """
 
 from collections.abc import Sequence
+from copy import copy
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple, Self
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
+
+from sempa_mlx.model.head import target_logps, text_model
 
 PLAIN_MASK_RANK = 4  # (rows, heads, queries, keys): what fused attention takes
 GROUPED_MASK_RANK = 5  # one axis more, for models that split the heads of a group (Gemma 2)
@@ -27,6 +30,9 @@ class TokenRow(NamedTuple):
     completions: tuple[tuple[int, ...], ...]
 
 
+KeysValues = tuple[mx.array, mx.array]  # of one layer and level, each (rows, kv_heads, length, dim)
+
+
 class SharedPrefixUnsupportedError(Exception):
     """The model's layers cannot take keys and values from an earlier level."""
 
@@ -35,43 +41,58 @@ class SharedPrefixUnsupportedError(Exception):
 class Past:
     """Keys and values of all layers for everything before a level.
 
-    `layers[i]` is (keys, values), each (rows, kv_heads, length, head_dim). `visible` is (rows,
-    length) bool, False on padding, or None when nothing is padded. `positions` is how many real
-    tokens came before: an int, or (rows,) int32.
+    `layers[i]` holds those of layer i, one pair an earlier level, each with the rows of its level.
+    `visible` is (rows, length) bool, False on padding, or None when nothing is padded; the length
+    is that of all pairs together. `positions` is how many real tokens came before: an int, or
+    (rows,) int32.
     """
 
-    layers: list[tuple[mx.array, mx.array]]
+    layers: list[tuple[KeysValues, ...]]
     visible: mx.array | None
     positions: int | mx.array
 
 
 class BranchCache:
-    """What one layer sees: the past it attends to, and where its own keys and values are kept."""
+    """What one layer sees: the past it attends to, and where its own keys and values are kept.
 
-    def __init__(self, past: Past | None, layer: int, rows: int, mask_rank: int) -> None:
+    `past` holds the keys and values of earlier levels, `new` those of this one once the layer ran.
+    `keeps` says whether later levels need them.
+    """
+
+    def __init__(
+        self, past: Past | None, layer: int, rows: int, mask_rank: int, *, keeps: bool = True
+    ) -> None:
         """Look at layer `layer` of `past`, spread over `rows` rows."""
-        self._past = None if past is None else past.layers[layer]
-        self._visible = None if past is None else past.visible
+        self.past: tuple[KeysValues, ...] = () if past is None else past.layers[layer]
+        self.new: KeysValues | None = None
         self.offset: int | mx.array = 0 if past is None else past.positions
+        self.keeps = keeps
+        self._visible = None if past is None else past.visible
         self._rows = rows
         self._mask_rank = mask_rank
-        self.fetched: tuple[mx.array, mx.array] | None = None
 
-    def update_and_fetch(self, keys: mx.array, values: mx.array) -> tuple[mx.array, mx.array]:
+    def after(self, past: tuple[KeysValues, ...]) -> Self:
+        """Return an unused cache like this one, with `past` in place of its own past."""
+        twin = copy(self)
+        twin.past, twin.new = past, None
+        return twin
+
+    def update_and_fetch(self, keys: mx.array, values: mx.array) -> KeysValues:
         """Return past and new keys and values, joined along the length axis."""
-        if self._past is not None:
-            keys, values = (
-                mx.concatenate([_spread(old, self._rows), new], axis=2)
-                for old, new in zip(self._past, (keys, values), strict=True)
-            )
-        self.fetched = (keys, values)
-        return keys, values
+        self.new = (keys, values)
+        if not self.past:
+            return self.new
+        earlier_keys, earlier_values = zip(*self.past, strict=True)
+        return (
+            mx.concatenate([*(_spread(old, self._rows) for old in earlier_keys), keys], axis=2),
+            mx.concatenate([*(_spread(old, self._rows) for old in earlier_values), values], axis=2),
+        )
 
     def make_mask(
         self, length: int, return_array: bool = False, window_size: int | None = None
     ) -> mx.array | str | None:
         """Return what `length` new queries may see: all real past keys, and new ones up to them."""
-        past_length = 0 if self._past is None else self._past[0].shape[2]
+        past_length = _length(self.past)
         if window_size is not None and past_length + length > window_size:
             raise SharedPrefixUnsupportedError("the rows are longer than the attention window")
         if past_length == 0 and not return_array:
@@ -85,6 +106,11 @@ class BranchCache:
         return causal & real.reshape(self._rows, *middle, past_length + length)
 
 
+def _length(levels: tuple[KeysValues, ...]) -> int:
+    """Count the positions of all levels together, padding included."""
+    return sum(keys.shape[2] for keys, _ in levels)
+
+
 def _spread(array: mx.array, rows: int) -> mx.array:
     """Repeat each row so that `rows` rows result; neighbours share a parent."""
     if array.shape[0] == rows:
@@ -94,23 +120,20 @@ def _spread(array: mx.array, rows: int) -> mx.array:
     return mx.repeat(array, rows // array.shape[0], axis=0)
 
 
-def text_model(model: nn.Module) -> nn.Module:
-    """Return the language model inside a multimodal wrapper, or the model itself."""
-    return model.language_model if "language_model" in model else model
-
-
 def _run_level(
-    model: nn.Module, tokens: mx.array, past: Past | None, mask_rank: int
-) -> tuple[mx.array, list[tuple[mx.array, mx.array]]]:
-    """Run (rows, length) tokens after `past`; return final states and all keys and values."""
+    model: nn.Module, tokens: mx.array, past: Past | None, mask_rank: int, *, keeps: bool = True
+) -> tuple[mx.array, list[tuple[KeysValues, ...]]]:
+    """Run (rows, length) tokens after `past`; return final states, and if it `keeps`, `layers`."""
     caches = [
-        BranchCache(past, layer, tokens.shape[0], mask_rank) for layer in range(len(model.layers))
+        BranchCache(past, layer, tokens.shape[0], mask_rank, keeps=keeps)
+        for layer in range(len(model.layers))
     ]
     hidden = text_model(model).model(tokens, cache=caches)
-    fetched = [cache.fetched for cache in caches]
-    if any(pair is None for pair in fetched):
+    if not keeps:
+        return hidden, []
+    if any(cache.new is None for cache in caches):
         raise SharedPrefixUnsupportedError("some layers keep no keys and values")
-    return hidden, [pair for pair in fetched if pair is not None]
+    return hidden, [(*cache.past, cache.new) for cache in caches if cache.new is not None]
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
@@ -147,82 +170,45 @@ def final_hidden(model: nn.Module, rows: Sequence[Sequence[int]], shared: int = 
     _, layers = _run_level(model, mx.array([list(rows[0][:shared])]), None, PLAIN_MASK_RANK)
     past = Past(layers, visible=None, positions=shared)
     rest = mx.array(pad_right([row[shared:] for row in rows]))
-    return _run_level(model, rest, past, PLAIN_MASK_RANK)[0]
+    return _run_level(model, rest, past, PLAIN_MASK_RANK, keeps=False)[0]
 
 
-class _Backbone:
-    """Stands in for a backbone that has already run."""
+class TargetStates(NamedTuple):
+    """The final states that predict completion tokens, for rows of K candidates.
 
-    def __init__(self, backbone: nn.Module, hidden: mx.array) -> None:
-        self._backbone, self._hidden = backbone, hidden
-
-    def __call__(self, *_args: Any, **_kwargs: Any) -> mx.array:  # noqa: ANN401 - any model's call
-        return self._hidden
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
-        return getattr(self._backbone, name)
-
-
-class _WithBackbone:
-    """Stands in for a model, so that its own head code runs on given hidden states."""
-
-    def __init__(self, model: nn.Module, hidden: mx.array) -> None:
-        self._model = model
-        self.model = _Backbone(model.model, hidden)
-
-    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
-        return getattr(self._model, name)
-
-
-def head_logits(model: nn.Module, hidden: mx.array) -> mx.array:
-    """Run the model's own output head on (n, dim) hidden states; returns (n, vocab) float32.
-
-    The model class's `__call__` is used with a stand-in for its backbone, so tied embeddings, soft
-    caps and logit scales are the model's own.
+    `hidden` is (n, dim), one state a scored token; `targets` are the n token ids; `owners` says
+    whose they are, as row * K + candidate; `is_tail` marks tokens beyond the length of the row's
+    shortest completion; `shape` is (rows, K).
     """
-    inner = text_model(model)
-    stand_in = _WithBackbone(inner, hidden[None])
-    logits: mx.array = type(inner).__call__(
-        stand_in, mx.zeros((1, hidden.shape[0]), dtype=mx.int32)
-    )
-    return logits[0].astype(mx.float32)
+
+    hidden: mx.array
+    targets: mx.array
+    owners: mx.array
+    is_tail: mx.array
+    shape: tuple[int, int]
+
+    def per_completion(self, values: mx.array) -> mx.array:
+        """Sum (n,) values of tokens into their completions: (rows, K) float32."""
+        total = mx.zeros(self.shape[0] * self.shape[1]).at[self.owners].add(values)
+        return total.reshape(self.shape)
 
 
-def target_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
-    """Return log p(target) for (n, dim) hidden states and (n,) targets: (n,) float32."""
-    logits = head_logits(model, hidden)
-    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return picked - mx.logsumexp(logits, axis=-1)
-
-
-def _sum_by(values: mx.array, owners: Sequence[int], shape: tuple[int, int]) -> mx.array:
-    """Sum per-token values into their completion, in float32."""
-    return mx.zeros(shape[0] * shape[1]).at[mx.array(list(owners))].add(values).reshape(shape)
-
-
-def score_plain(model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
-    """Return completion log-probabilities, (rows, K) float32, by one full sequence a completion."""
-    num_candidates = len(rows[0].completions)
+def plain_states(model: nn.Module, rows: Sequence[TokenRow]) -> TargetStates:
+    """Find the states that predict completion tokens, by one full sequence a completion."""
     flat = [(row.prompt, completion) for row in rows for completion in row.completions]
     hidden = final_hidden(model, [prompt + completion for prompt, completion in flat])
     length = hidden.shape[1]
     picks: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
     for index, (prompt, completion) in enumerate(flat):
         start = index * length + len(prompt) - 1  # the last prompt token predicts the first target
         picks += range(start, start + len(completion))
-        targets += completion
-        owners += [index] * len(completion)
-    chosen = hidden.reshape(-1, hidden.shape[-1])[mx.array(picks)]
-    logps = target_logps(model, chosen, mx.array(targets))
-    return _sum_by(logps, owners, (len(rows), num_candidates))
+    return _target_states(hidden.reshape(-1, hidden.shape[-1]), picks, rows)
 
 
-def score_shared(
+def shared_states(
     model: nn.Module, rows: Sequence[TokenRow], shared: int, mask_rank: int = PLAIN_MASK_RANK
-) -> mx.array:
-    """Return completion log-probabilities, (rows, K) float32, running shared tokens once.
+) -> TargetStates:
+    """Find the states that predict completion tokens, running shared tokens once.
 
     Args:
         model: any mlx-lm model whose layers use plain key/value caches.
@@ -234,50 +220,73 @@ def score_shared(
     Raises:
         SharedPrefixUnsupportedError: the model's layers do not fit.
     """
-    num_rows, num_candidates = len(rows), len(rows[0].completions)
     past = None
     if shared:
         _, layers = _run_level(model, mx.array([list(rows[0].prompt[:shared])]), None, mask_rank)
         past = Past(layers, visible=None, positions=shared)
     prompts = [row.prompt[shared:] for row in rows]
     prompt_hidden, layers = _run_level(model, mx.array(pad_right(prompts)), past, mask_rank)
-    past = _after_prompts(layers, [len(row.prompt) for row in rows], num_candidates)
+    past = _after_prompts(layers, [len(row.prompt) for row in rows], len(rows[0].completions))
     # The last token of a completion predicts nothing that is scored, so it is never run.
     inputs = [completion[:-1] or (0,) for row in rows for completion in row.completions]
-    branch_hidden, _ = _run_level(model, mx.array(pad_right(inputs)), past, mask_rank)
-    hidden, targets, owners = _scored_states(prompt_hidden, branch_hidden, rows, shared)
-    logps = target_logps(model, hidden, mx.array(targets))
-    return _sum_by(logps, owners, (num_rows, num_candidates))
+    branch_hidden, _ = _run_level(model, mx.array(pad_right(inputs)), past, mask_rank, keeps=False)
+    return _branch_targets(prompt_hidden, branch_hidden, rows, shared)
 
 
 def _after_prompts(
-    layers: list[tuple[mx.array, mx.array]], lengths: list[int], num_candidates: int
+    layers: list[tuple[KeysValues, ...]], lengths: list[int], num_candidates: int
 ) -> Past:
     """Describe prompts of the given full lengths as the past of their completions, K a prompt."""
-    padded_length = layers[0][0].shape[2]
     repeated = mx.repeat(mx.array(lengths), num_candidates)
-    visible = mx.arange(padded_length)[None, :] < repeated[:, None]
+    visible = mx.arange(_length(layers[0]))[None, :] < repeated[:, None]
     return Past(layers, visible=visible, positions=repeated)
 
 
-def _scored_states(
+def _branch_targets(
     prompt_hidden: mx.array, branch_hidden: mx.array, rows: Sequence[TokenRow], shared: int
-) -> tuple[mx.array, list[int], list[int]]:
-    """Gather the states that predict completion tokens, with their targets and owners."""
+) -> TargetStates:
+    """Gather the states that predict completion tokens from prompts and completions."""
     dim = prompt_hidden.shape[-1]
     prompt_length, branch_length = prompt_hidden.shape[1], branch_hidden.shape[1]
-    prompt_count = prompt_hidden.shape[0] * prompt_length
+    start = prompt_hidden.shape[0] * prompt_length
     picks: list[int] = []
-    targets: list[int] = []
-    owners: list[int] = []
-    owner = 0
     for index, row in enumerate(rows):
         last_of_prompt = index * prompt_length + len(row.prompt) - shared - 1
         for completion in row.completions:
-            start = prompt_count + owner * branch_length
             picks += [last_of_prompt, *range(start, start + len(completion) - 1)]
-            targets += completion
-            owners += [owner] * len(completion)
-            owner += 1
+            start += branch_length
     states = mx.concatenate([prompt_hidden.reshape(-1, dim), branch_hidden.reshape(-1, dim)])
-    return states[mx.array(picks)], targets, owners
+    return _target_states(states, picks, rows)
+
+
+def _target_states(
+    states: mx.array, picks: Sequence[int], rows: Sequence[TokenRow]
+) -> TargetStates:
+    """Name what each picked state predicts: completion after completion, token after token."""
+    targets: list[int] = []
+    owners: list[int] = []
+    is_tail: list[bool] = []
+    for row in rows:
+        shortest = min(map(len, row.completions))
+        for completion in row.completions:
+            owners += [owners[-1] + 1 if owners else 0] * len(completion)
+            targets += completion
+            is_tail += [place >= shortest for place in range(len(completion))]
+    shape = (len(rows), len(rows[0].completions))
+    return TargetStates(
+        states[mx.array(list(picks))], mx.array(targets), mx.array(owners), mx.array(is_tail), shape
+    )
+
+
+def score_plain(model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
+    """Return completion log-probabilities, (rows, K) float32, by one full sequence a completion."""
+    states = plain_states(model, rows)
+    return states.per_completion(target_logps(model, states.hidden, states.targets))
+
+
+def score_shared(
+    model: nn.Module, rows: Sequence[TokenRow], shared: int, mask_rank: int = PLAIN_MASK_RANK
+) -> mx.array:
+    """Return completion log-probabilities, (rows, K) float32; see `shared_states`."""
+    states = shared_states(model, rows, shared, mask_rank)
+    return states.per_completion(target_logps(model, states.hidden, states.targets))

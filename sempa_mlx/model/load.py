@@ -19,9 +19,9 @@ from mlx_lm.utils import load_model as load_mlx_model
 from sempa_mlx import runtime
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
-from sempa_mlx.model.forward import text_model
 from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
+from sempa_mlx.model.head import text_model
 from sempa_mlx.model.identity import fingerprint, weight_files
 
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine

@@ -1,55 +1,69 @@
-"""The adapter: LoRA layers put on, dialled, saved and loaded in mlx-lm's own form.
+"""The adapter: put on, dialled, saved and loaded in mlx-lm's own form.
 
-The dial: with scale 0 the model is bit for bit the base, which makes it the reference of DPO
-without a second copy. The folder holds `adapters.safetensors` (only lora_a and lora_b) and
+The dial: at 0 the model is bit for bit the base, which makes it the reference of DPO without a
+second copy. The folder holds `adapters.safetensors` (lora_a, lora_b, and m for DoRA) and
 `adapter_config.json` (mlx-lm's keys, ours under the one extra key `sempa`).
 """
 
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
 from mlx.utils import tree_flatten
-from mlx_lm.tuner.lora import LoRALinear
-from mlx_lm.tuner.utils import linear_to_lora_layers
 
 from sempa_mlx import __version__
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.files import write_folder_files
+from sempa_mlx.model.adapter_layers import (
+    AdapterLayer,
+    adapt,
+    adapter_shapes,
+    choose_linears,
+    dora_faults,
+    is_adaptable,
+    last_blocks,
+    put_on,
+)
 from sempa_mlx.model.load import LoadedModel
 
 WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
 
 
-def linear_keys(model: nn.Module) -> tuple[str, ...]:
-    """Name every linear layer of a block, relative to the block (SemPA's `all-linear`)."""
+def linear_keys(model: nn.Module, layers: int = -1) -> tuple[str, ...]:
+    """Name every linear layer of the last `layers` blocks (-1: all), relative to the block.
+
+    All of them together are SemPA's `all-linear`.
+    """
     return tuple(
         sorted(
             {
-                path
-                for layer in model.layers
-                for path, module in layer.named_modules()
-                if isinstance(module, nn.Linear | nn.QuantizedLinear)
+                key
+                for block in last_blocks(model, layers)
+                for key, module in block.named_modules()
+                if is_adaptable(module)
             }
         )
     )
 
 
 def attach(model: nn.Module, settings: LoraConfig, seed: int) -> None:
-    """Freeze the model and put LoRA on the linear layers of its last `settings.layers` blocks.
+    """Freeze the model and put adapters on the linear layers of its last `settings.layers` blocks.
 
-    B starts at zero, so the model's output does not change; A is drawn from `seed`.
+    B starts at zero, so the model's output does not change (with DoRA up to rounding); A is drawn
+    from `seed`. rsLoRA is LoRA with another scale.
 
     Raises:
-        ModelError: a key of `settings.keys` names no linear layer.
+        ModelError: a key of `settings.keys` names no linear layer of those blocks, the model has an
+            adapter, or its weights do not allow DoRA. The model is left as it was.
     """
-    available = linear_keys(model)
+    _refuse_second_adapter(model)
+    available = linear_keys(model, settings.layers)
     keys = settings.keys or available
     unknown = [key for key in keys if key not in available]
     if unknown:
@@ -59,41 +73,57 @@ def attach(model: nn.Module, settings: LoraConfig, seed: int) -> None:
                 for key in unknown
             ]
         )
-    model.freeze()
     mx.random.seed(seed)
-    linear_to_lora_layers(
-        model,
-        settings.layers,
-        {
-            "rank": settings.rank,
-            "scale": settings.scale,
-            "dropout": settings.dropout,
-            "keys": list(keys),
-        },
+    adapters = adapt(
+        choose_linears(model, settings.layers, keys),
+        dora=settings.kind == "dora",
+        rank=settings.rank,
+        scale=settings.scale,
+        dropout=settings.dropout,
     )
+    if faults := dora_faults(adapters):
+        raise ModelError(faults, state="nothing was attached")
+    model.freeze()
+    put_on(model, adapters)
     mx.eval(model.trainable_parameters())
 
 
-def _lora_layers(model: nn.Module) -> list[LoRALinear]:
-    return [module for _, module in model.named_modules() if isinstance(module, LoRALinear)]
+def _refuse_second_adapter(model: nn.Module) -> None:
+    if any("lora_a" in module for _, module in model.named_modules()):
+        raise ModelError(Problem("the model has an adapter already", fix="load the base anew"))
 
 
 @contextmanager
 def dialled(model: nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the adapter's scale by `factor` for a while: 0 is the base, 1 the full adapter."""
-    layers = _lora_layers(model)
-    before = [layer.scale for layer in layers]
-    for layer, scale in zip(layers, before, strict=True):
-        layer.scale = scale * factor
-    try:
+    """Multiply the adapter's effect by `factor` in the block: 0 is the base, 1 the full adapter.
+
+    0 skips the adapter's products. In between, the scale of LoRA is multiplied, and DoRA goes
+    straight from the base's weights to the adapted ones. Blocks inside each other multiply.
+
+    Only this model is dialled, and only in the current thread or asyncio task: a thread that is
+    started inside the block begins at 1. The factor counts when the graph is built, not when it is
+    evaluated; a function under `mx.compile` keeps the factor of its first call.
+
+    Raises:
+        ModelError: the model has adapter layers that know no dial, such as mlx-lm's own.
+    """
+    adapters = [module for _, module in model.named_modules() if "lora_a" in module]
+    foreign = {type(module).__name__ for module in adapters if not isinstance(module, AdapterLayer)}
+    if foreign and factor != 1.0:
+        raise ModelError(
+            Problem(
+                f"the model's adapter has no dial ({', '.join(sorted(foreign))})",
+                fix="put it on with sempa_mlx.model.lora.load_adapter",
+            )
+        )
+    with ExitStack() as stack:
+        for dial in {module.dial for module in adapters if isinstance(module, AdapterLayer)}:
+            stack.enter_context(dial.turned(factor))
         yield
-    finally:
-        for layer, scale in zip(layers, before, strict=True):
-            layer.scale = scale
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
-    """Return the trainable tensors by name: lora_a and lora_b of every adapted layer."""
+    """Return the trainable tensors by name: lora_a, lora_b and DoRA's m of every adapted layer."""
     return dict(tree_flatten(model.trainable_parameters()))
 
 
@@ -103,20 +133,21 @@ def save_adapter(
     """Write the adapter folder, whole or not at all.
 
     `keys` is always written, so that a later mlx-lm with other default targets loads it alike.
+    rsLoRA is written as what it is to mlx-lm: LoRA with that scale.
     """
-    names = {name.split(".layers.")[1].split(".", 1)[1].rsplit(".", 1)[0] for name in weights}
     config = {
-        "fine_tune_type": "lora",
+        "fine_tune_type": "dora" if settings.kind == "dora" else "lora",
         "model": loaded.location.reference,
         "num_layers": settings.layers,
         "lora_parameters": {
             "rank": settings.rank,
             "scale": settings.scale,
             "dropout": settings.dropout,
-            "keys": sorted(names),
+            "keys": _adapted_keys(loaded.model, weights),
         },
         "sempa": {
             "version": __version__,
+            "kind": settings.kind,
             "alpha": settings.alpha,
             "base_revision": loaded.location.revision,
             "base_fingerprint": loaded.fingerprint,
@@ -131,6 +162,14 @@ def save_adapter(
             CONFIG_FILE: lambda path: path.write_text(json.dumps(config, indent=2) + "\n"),
         },
     )
+
+
+def _adapted_keys(model: nn.Module, weights: Mapping[str, mx.array]) -> list[str]:
+    """Name the layers of these tensors relative to their block, sorted."""
+    layers = {name.rpartition(".")[0] for name in weights}
+    adapted = {id(module) for path, module in model.named_modules() if path in layers}
+    inside = [pair for block in model.layers for pair in block.named_modules()]
+    return sorted({key for key, module in inside if id(module) in adapted})
 
 
 def read_adapter_config(folder: Path) -> dict[str, Any]:
@@ -151,95 +190,82 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     place = str(folder / CONFIG_FILE)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text())
-        config["num_layers"], config["lora_parameters"]["rank"], config["lora_parameters"]["scale"]
+        rank, scale = config["lora_parameters"]["rank"], config["lora_parameters"]["scale"]
+        whole = isinstance(config["num_layers"], int) and isinstance(rank, int)
+        if not (whole and isinstance(scale, int | float)):
+            raise TypeError("num_layers and rank are whole numbers, scale is a number")
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(Problem(f"not a LoRA config ({error!r})", place)) from error
-    if config.get("fine_tune_type", "lora") != "lora":
-        raise ModelError(Problem(f"{config['fine_tune_type']} adapters are not supported", place))
+    kind = config.setdefault("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise ModelError(Problem(f"{kind} adapters are not supported", place))
     return dict(config)
 
 
 def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
-    """Put the adapter of `folder` on a freshly loaded base model; return its config.
+    """Put the LoRA or DoRA adapter of `folder` on a freshly loaded base model; return its config.
 
     Raises:
         ModelError: the adapter belongs to another base. Every mismatch is named, and the model is
             left as it was.
     """
+    _refuse_second_adapter(loaded.model)
     config = read_adapter_config(folder)
     try:
         weights: Any = mx.load(str(folder / WEIGHTS_FILE))
     except (RuntimeError, ValueError) as error:
         problem = Problem(f"unreadable ({error})", str(folder / WEIGHTS_FILE))
         raise ModelError(problem) from error
-    problems = _mismatches(loaded, config, weights)
+    parameters = config["lora_parameters"]
+    linears = choose_linears(loaded.model, config["num_layers"], parameters.get("keys"))
+    problems = _other_base(loaded, config) + _mismatches(linears, config, weights)
     if problems:
         raise ModelError(
             [Problem(what, place=str(folder)) for what in problems],
             state=f"the adapter was trained on `{config.get('model')}`; nothing was loaded",
         )
-    parameters = {"dropout": 0.0} | config["lora_parameters"]
-    linear_to_lora_layers(loaded.model, config["num_layers"], parameters)
+    adapters = adapt(
+        linears,
+        dora=config["fine_tune_type"] == "dora",
+        rank=parameters["rank"],
+        scale=parameters["scale"],
+        dropout=parameters.get("dropout", 0.0),
+    )
+    put_on(loaded.model, adapters)
     loaded.model.load_weights(list(weights.items()), strict=False)
-    loaded.model.eval()
     mx.eval(loaded.model.parameters())
     return config
 
 
+def _other_base(loaded: LoadedModel, config: dict[str, Any]) -> list[str]:
+    base = (config.get("sempa") or {}).get("base_fingerprint")
+    if base in (None, loaded.fingerprint):
+        return []
+    trained, given = f"`{config.get('model')}` ({base})", loaded.location.name
+    return [f"trained on other weights: {trained}, not `{given}` ({loaded.fingerprint})"]
+
+
 def _mismatches(
-    loaded: LoadedModel, config: dict[str, Any], weights: dict[str, mx.array]
+    linears: Mapping[str, nn.Module], config: dict[str, Any], weights: Mapping[str, mx.array]
 ) -> list[str]:
-    """List what in an adapter does not fit the model, without touching the model."""
-    found = []
-    base = config.get("sempa", {}).get("base_fingerprint")
-    if base not in (None, loaded.fingerprint):
-        found.append(
-            f"trained on other weights: `{config.get('model')}` ({base}), "
-            f"not `{loaded.location.name}` ({loaded.fingerprint})"
-        )
-    linears = _adapted_linears(loaded.model, config)
-    rank = config["lora_parameters"]["rank"]
+    """List what in an adapter does not fit the layers that its config names."""
+    if not linears:
+        return ["the config names no linear layer of the model"]
+    rank, dora = config["lora_parameters"]["rank"], config["fine_tune_type"] == "dora"
+    expected = {
+        f"{layer}.{leaf}": shape
+        for layer, linear in linears.items()
+        for leaf, shape in adapter_shapes(linear, rank, dora=dora).items()
+    }
     untrained = linears.keys() - {name.rpartition(".")[0] for name in weights}
-    found += [f"{layer}: the config names it, the file lacks it" for layer in sorted(untrained)]
-    for name, tensor in sorted(weights.items()):
-        layer, _, leaf = name.rpartition(".")
-        if leaf not in ("lora_a", "lora_b") or layer not in linears:
+    found = [f"{layer}: the config names it, the file lacks it" for layer in sorted(untrained)]
+    for name in sorted(expected.keys() | weights.keys()):
+        if name not in expected:  # mlx-lm would drop it, or refuse
             found.append(f"{name}: model and config have no such adapter tensor")
-            continue
-        inputs, outputs = linears[layer]
-        expected = (inputs, rank) if leaf == "lora_a" else (rank, outputs)
-        if tuple(tensor.shape) != expected:
-            found.append(f"{name}: shape {tuple(tensor.shape)}, the model needs {expected}")
-        partner = f"{layer}.{'lora_b' if leaf == 'lora_a' else 'lora_a'}"
-        if partner not in weights:
-            found.append(f"{partner}: missing")
+        elif name not in weights:
+            if name.rpartition(".")[0] not in untrained:
+                found.append(f"{name}: missing")
+        elif tuple(weights[name].shape) != expected[name]:
+            shape = tuple(weights[name].shape)
+            found.append(f"{name}: shape {shape}, the model needs {expected[name]}")
     return found
-
-
-def _adapted_linears(model: nn.Module, config: dict[str, Any]) -> dict[str, tuple[int, int]]:
-    """Return (inputs, outputs) of the linear layers that mlx-lm adapts under this config.
-
-    Tensors of other layers would be dropped in silence.
-    """
-    keys = config["lora_parameters"].get("keys")
-    blocks = model.layers[-max(config["num_layers"], 0) :]
-    inside = {
-        id(module)
-        for block in blocks
-        for key, module in block.named_modules()
-        if keys is None or key in keys
-    }
-    return {
-        path: _dims(module)
-        for path, module in model.named_modules()
-        if isinstance(module, nn.Linear | nn.QuantizedLinear)
-        and (id(module) in inside or path in (keys or ()))
-    }
-
-
-def _dims(module: nn.Module) -> tuple[int, int]:
-    """Return (inputs, outputs) of a plain or quantised linear layer."""
-    outputs, inputs = module.weight.shape
-    if isinstance(module, nn.QuantizedLinear):
-        inputs = inputs * 32 // module.bits
-    return inputs, outputs

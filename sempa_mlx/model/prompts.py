@@ -20,9 +20,10 @@ PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
 
 @dataclass(frozen=True, slots=True)
 class TokenizedPreferences:
-    """Token rows ready for scoring, and how many records were left out as too long."""
+    """Token rows ready for scoring, the records they are of, and how many were too long."""
 
     rows: tuple[TokenRow, ...]
+    records: tuple[PreferenceRecord, ...]
     num_too_long: int
 
 
@@ -167,11 +168,13 @@ def tokenize_preferences(
     row would change what is preferred over what, so rows are never cut.
     """
     renderer = ChatRenderer(tokenizer)
-    rows = [renderer.row(record) for record in records]
-    fitting = tuple(
-        row for row in rows if len(row.prompt) + max(map(len, row.completions)) <= max_tokens
-    )
-    return TokenizedPreferences(fitting, num_too_long=len(rows) - len(fitting))
+    fitting = []
+    for record in records:
+        row = renderer.row(record)
+        if len(row.prompt) + max(map(len, row.completions)) <= max_tokens:
+            fitting.append((row, record))
+    rows, kept = (tuple(each) for each in zip(*fitting, strict=True)) if fitting else ((), ())
+    return TokenizedPreferences(rows, kept, num_too_long=len(records) - len(fitting))
 
 
 def tokenize_texts(

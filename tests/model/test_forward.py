@@ -17,13 +17,11 @@ from sempa_mlx.model.forward import (
     TokenRow,
     common_prefix,
     final_hidden,
-    head_logits,
     pad_right,
     score_plain,
     score_shared,
-    target_logps,
-    text_model,
 )
+from sempa_mlx.model.head import target_logps, text_model
 from sempa_mlx.model.lora import attach
 from tests.tiny import MISFITS, SHARING, VOCABULARY, WINDOW, tiny_model
 
@@ -196,7 +194,8 @@ def test_gradients_flow_through_the_shared_prefix():
     whole = gradients(model, lambda m: score_shared(m, rows, 4))
 
     def cut(m):
-        past = [tuple(map(mx.stop_gradient, pair)) for pair in prefix_layers(m, rows)]
+        layers = prefix_layers(m, rows)
+        past = [(tuple(map(mx.stop_gradient, pair)),) for (pair,) in layers]
         return score_after(m, rows, past)
 
     severed = gradients(model, cut)
@@ -309,28 +308,7 @@ def test_common_prefix_is_the_longest_that_leaves_each_row_a_token(rows):
     assert len(longer) > 1 or count + 1 == min(map(len, rows))
 
 
-# Hidden states and head
-
-
-@pytest.mark.parametrize("kind", [*SHARING, *MISFITS])
-def test_head_logits_are_the_models_own(kind):
-    model = model_of(kind)
-    row = random_rows(6, 3, (5,), ((1,),))[0].prompt
-    expected = np.array(model(mx.array([row]))[0])
-    found = np.array(head_logits(model, text_model(model).model(mx.array([row]))[0]))
-    assert found.shape == (8, VOCABULARY)
-    np.testing.assert_allclose(found, expected, atol=1e-5, rtol=0)
-
-
-def test_the_soft_cap_of_the_head_is_kept():
-    logits = head_logits(model_of("gemma2"), 100 * mx.ones((2, 32)))
-    assert mx.abs(logits).max().item() <= 3.0
-
-
-def test_head_logits_are_float32_for_a_half_precision_model():
-    model = tiny_model("llama")
-    model.set_dtype(mx.bfloat16)
-    assert head_logits(model, mx.ones((2, 32), dtype=mx.bfloat16)).dtype == mx.float32
+# Hidden states
 
 
 @pytest.mark.parametrize("kind", SHARING)
@@ -408,10 +386,3 @@ def test_a_completion_of_one_token_is_read_off_the_last_prompt_token():
     row = TokenRow((3, 5, 9), ((11,), (4,)))
     for scores in (score_plain(model, [row]), score_shared(model, [row], 2)):
         np.testing.assert_allclose(np.array(scores)[0], expected[[11, 4]], atol=NATS)
-
-
-def test_target_logps_of_all_targets_are_a_distribution():
-    model = model_of("gemma2")
-    hidden = mx.repeat(mx.random.normal((1, 32), key=mx.random.key(3)), VOCABULARY, axis=0)
-    logps = target_logps(model, hidden, mx.arange(VOCABULARY))
-    assert mx.exp(logps).sum().item() == pytest.approx(1.0, abs=1e-5)

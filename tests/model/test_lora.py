@@ -1,13 +1,18 @@
 import json
+import math
 import shutil
+import threading
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
-from mlx_lm.tuner.utils import load_adapters
+from mlx.utils import tree_flatten, tree_unflatten
+from mlx_lm.models import gpt2
+from mlx_lm.tuner.utils import linear_to_lora_layers, load_adapters
+from mlx_lm.utils import dequantize_model
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError
@@ -26,6 +31,9 @@ from tests.tiny import tiny_loaded, tiny_model
 
 TOKENS = mx.array([[5, 9, 17, 33, 2, 64]])
 SETTINGS = LoraConfig(rank=4, alpha=8.0)
+KINDS = ("lora", "dora", "rslora")
+BITS = (None, 8, 4)  # of the base: None means plain float32
+PACKABLE = {"hidden_size": 64, "intermediate_size": 64, "head_dim": 16}  # whole groups of 32
 LLAMA_KEYS = (
     "mlp.down_proj",
     "mlp.gate_proj",
@@ -42,10 +50,17 @@ def outputs(model):
 
 
 def set_lora_b(model, size=0.1):
+    """Give the adapter weights as training leaves them (and DoRA other magnitudes)."""
     for index, (name, value) in enumerate(tree_flatten(model.trainable_parameters())):
+        noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
         if name.endswith("lora_b"):
-            noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
             model.load_weights([(name, noise)], strict=False)
+        elif name.endswith(".m"):
+            model.load_weights([(name, value * (1 + noise))], strict=False)
+
+
+def settings_of(kind, **changes):
+    return LoraConfig(**{"kind": kind, "rank": 4, "alpha": 8.0} | changes)
 
 
 def adapted(settings=SETTINGS, **changes):
@@ -53,6 +68,28 @@ def adapted(settings=SETTINGS, **changes):
     attach(loaded.model, settings, seed=3)
     set_lora_b(loaded.model)
     return loaded
+
+
+def base_of(bits):
+    loaded = tiny_loaded(**PACKABLE)
+    if bits is not None:
+        nn.quantize(loaded.model, group_size=32, bits=bits)
+    return loaded
+
+
+def trained_of(kind, bits):
+    loaded = base_of(bits)
+    attach(loaded.model, settings_of(kind), seed=3)
+    set_lora_b(loaded.model)
+    return loaded
+
+
+def loss_and_gradients(model):
+    def loss(model):
+        return model(TOKENS).square().mean()
+
+    value, gradients = nn.value_and_grad(model, loss)(model)
+    return value.item(), {name: np.array(grad) for name, grad in tree_flatten(gradients)}
 
 
 @pytest.fixture
@@ -93,12 +130,73 @@ def test_only_the_adapter_is_trainable():
     assert query.scale == 8.0 / 4
 
 
-def test_layers_count_from_the_last_block():
+def test_dora_trains_magnitudes_too_and_they_start_as_the_norms_of_the_rows():
     model = tiny_model()
-    settings = LoraConfig(rank=2, layers=1, keys=("self_attn.q_proj", "mlp.up_proj"))
+    attach(model, settings_of("dora"), seed=0)
+    names = set(adapter_weights(model))
+    assert {name.rpartition(".")[2] for name in names} == {"lora_a", "lora_b", "m"}
+    assert len(names) == 3 * len(LLAMA_KEYS) * 3
+    layer = model.layers[1].mlp.up_proj
+    norms = np.linalg.norm(np.array(layer.linear.weight, dtype=np.float64), axis=1)
+    np.testing.assert_allclose(np.array(layer.m), norms, rtol=1e-6)
+
+
+@pytest.mark.parametrize("bits", BITS)
+def test_attaching_dora_changes_outputs_by_rounding_only(bits):
+    model = base_of(bits).model
+    before = outputs(model)
+    attach(model, settings_of("dora"), seed=0)
+    np.testing.assert_allclose(outputs(model), before, atol=1e-4)
+    with dialled(model, 0.0):
+        np.testing.assert_array_equal(outputs(model), before)
+
+
+def test_rslora_is_lora_whose_scale_falls_with_the_root_of_the_rank():
+    plain, stabilised = (adapted(settings_of(kind, rank=9)).model for kind in ("lora", "rslora"))
+    assert stabilised.layers[0].self_attn.q_proj.scale == 8.0 / 3
+    with dialled(plain, 3.0):  # 8 / 3 over 8 / 9
+        np.testing.assert_allclose(outputs(stabilised), outputs(plain), atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", BITS)
+def test_a_step_lowers_the_loss_on_every_base(kind, bits):
+    model = trained_of(kind, bits).model
+    first, gradients = loss_and_gradients(model)
+    assert gradients.keys() == adapter_weights(model).keys()
+    assert all(np.isfinite(grad).all() and np.any(grad) for grad in gradients.values())
+    update = {name: mx.array(grad) for name, grad in gradients.items()}
+    optim.SGD(learning_rate=1e-3).update(model, tree_unflatten(list(update.items())))
+    assert loss_and_gradients(model)[0] < first
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", BITS[1:])
+def test_gradients_on_packed_weights_are_those_on_the_unpacked_ones(kind, bits):
+    packed, unpacked = base_of(bits).model, dequantize_model(base_of(bits).model)
+    assert not any(isinstance(module, nn.QuantizedLinear) for module in unpacked.modules())
+    unpacked.freeze()
+    found = []
+    for model in (packed, unpacked):
+        attach(model, settings_of(kind), seed=3)
+        set_lora_b(model)
+        found.append(loss_and_gradients(model))
+    (loss, gradients), (expected_loss, expected) = found
+    assert math.isclose(loss, expected_loss, rel_tol=1e-4)
+    for name, gradient in expected.items():
+        scale = np.abs(gradient).max()
+        np.testing.assert_allclose(gradients[name], gradient, atol=1e-3 * scale, err_msg=name)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_layers_count_from_the_last_block(kind):
+    model = tiny_model()
+    settings = settings_of(kind, layers=1, keys=("self_attn.q_proj", "mlp.up_proj"))
     attach(model, settings, seed=0)
     assert set(adapter_weights(model)) == {
-        f"model.layers.2.{key}.lora_{part}" for key in settings.keys for part in "ab"
+        f"model.layers.2.{key}.{leaf}"
+        for key in settings.keys
+        for leaf in ("lora_a", "lora_b", "m")[: 3 if kind == "dora" else 2]
     }
 
 
@@ -122,6 +220,33 @@ def test_every_unknown_key_is_named_and_nothing_is_attached():
     ]
     assert "self_attn.q_proj" in error.value.problems[0].fix
     assert not any("lora" in name for name, _ in tree_flatten(model.parameters()))
+
+
+def test_a_key_that_only_other_blocks_have_is_unknown():
+    model = tiny_model("lfm2")  # a convolution, then attention
+    assert "conv.in_proj" in linear_keys(model)
+    assert "conv.in_proj" not in linear_keys(model, layers=1)
+    with pytest.raises(ModelError, match=r"`conv.in_proj` is no linear layer"):
+        attach(model, LoraConfig(layers=1, keys=("conv.in_proj",)), seed=0)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_second_adapter_is_refused(saved, kind):
+    trained, folder = saved
+    with pytest.raises(ModelError, match="has an adapter already"):
+        attach(trained.model, settings_of(kind), seed=0)
+    with pytest.raises(ModelError, match="has an adapter already"):
+        load_adapter(trained, folder)
+
+
+def test_dora_that_mlx_lm_could_not_load_is_refused_and_nothing_is_attached():
+    loaded = base_of(6)
+    before = set(dict(tree_flatten(loaded.model.parameters())))
+    with pytest.raises(ModelError, match="no DoRA on 6-bit weights") as error:
+        attach(loaded.model, settings_of("dora"), seed=0)
+    assert len(error.value.problems) == 1
+    assert set(dict(tree_flatten(loaded.model.parameters()))) == before
+    attach(loaded.model, settings_of("lora"), seed=0)
 
 
 # The dial
@@ -154,12 +279,76 @@ def test_the_dial_goes_back_after_an_exception():
     np.testing.assert_array_equal(outputs(model), before)
 
 
-def test_the_dial_multiplies_the_scale_the_layers_have():
+@pytest.mark.parametrize("bits", BITS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_on_every_base_is_the_base_at_zero(kind, bits):
+    base, trained = base_of(bits), trained_of(kind, bits)
+    assert np.abs(outputs(trained.model) - outputs(base.model)).max() > 0.1
+    with dialled(trained.model, 0.0):
+        np.testing.assert_array_equal(outputs(trained.model), outputs(base.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_inside_each_other_multiply(kind):
+    model = adapted(settings_of(kind)).model
+    with dialled(model, 0.25):
+        expected = outputs(model)
+    with dialled(model, 0.5), dialled(model, 0.5):
+        np.testing.assert_array_equal(outputs(model), expected)
+
+
+def test_dialling_writes_to_no_layer():
     model = adapted().model
     with dialled(model, 0.25):
-        assert {layer.self_attn.q_proj.scale for layer in model.layers} == {0.5}
-        with dialled(model, 0.5):
-            assert {layer.self_attn.q_proj.scale for layer in model.layers} == {0.25}
+        assert {layer.self_attn.q_proj.scale for layer in model.layers} == {2.0}
+
+
+def test_a_model_is_dialled_alone():
+    one, other = adapted().model, adapted().model
+    before = outputs(other)
+    with dialled(one, 0.0):
+        np.testing.assert_array_equal(outputs(other), before)
+        assert np.abs(outputs(one) - before).max() > 0.1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_threads_dial_one_model_at_the_same_time(kind):
+    model = adapted(settings_of(kind)).model
+    factors = (0.0, 0.5, 1.0)
+    expected = {}
+    for factor in factors:
+        with dialled(model, factor):
+            expected[factor] = outputs(model)
+    found = {factor: [] for factor in factors}
+    barrier = threading.Barrier(len(factors), timeout=60)
+
+    def work(factor):
+        with dialled(model, factor):
+            for _ in range(3):
+                barrier.wait()  # every thread is inside its block
+                found[factor].append(outputs(model))
+            barrier.wait()
+
+    threads = [threading.Thread(target=work, args=(factor,)) for factor in factors]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for factor in factors:
+        assert len(found[factor]) == 3
+        for result in found[factor]:
+            np.testing.assert_array_equal(result, expected[factor])
+
+
+@pytest.mark.parametrize("use_dora", [False, True])
+def test_adapters_without_a_dial_are_refused_instead_of_left_on(use_dora):
+    model = tiny_model()
+    linear_to_lora_layers(model, 1, {"rank": 2, "scale": 1.0, "dropout": 0.0}, use_dora)
+    name = "DoRALinear" if use_dora else "LoRALinear"
+    with pytest.raises(ModelError, match=rf"has no dial \({name}\)"), dialled(model, 0.5):
+        pass
+    with dialled(model, 1.0):  # nothing to do
+        outputs(model)
 
 
 def test_dialling_a_model_without_adapter_does_nothing():
@@ -214,14 +403,36 @@ def test_the_config_has_mlx_lms_keys_and_ours_apart(saved):
     assert config["fine_tune_type"] == "lora"
     assert config["sempa"]["base_fingerprint"] == loaded.fingerprint
     assert config["sempa"]["alpha"] == 8.0
+    assert config["sempa"]["kind"] == "lora"
 
 
 @pytest.mark.parametrize(
-    "settings",
-    [SETTINGS, LoraConfig(rank=2, alpha=6.0, layers=1, keys=("self_attn.v_proj",))],
-    ids=["all", "one"],
+    ("kind", "written", "scale"),
+    [("lora", "lora", 2.0), ("dora", "dora", 2.0), ("rslora", "lora", 4.0)],
 )
-def test_mlx_lm_loads_what_was_saved(tmp_path, settings):
+def test_the_config_says_what_mlx_lm_and_what_we_have_to_know(tmp_path, kind, written, scale):
+    settings = settings_of(kind, dropout=0.25)
+    trained = adapted(settings)
+    save_adapter(tmp_path, adapter_weights(trained.model), settings, trained)
+    config = read_adapter_config(tmp_path)
+    assert config["fine_tune_type"] == written
+    assert config["lora_parameters"] == {
+        "rank": 4,
+        "scale": scale,
+        "dropout": 0.25,
+        "keys": list(LLAMA_KEYS),
+    }
+    assert config["sempa"]["kind"] == kind
+    leaves = {name.rpartition(".")[2] for name in mx.load(str(tmp_path / WEIGHTS_FILE))}
+    assert leaves == {"lora_a", "lora_b", *(["m"] if kind == "dora" else [])}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "part", [{}, {"layers": 1, "keys": ("self_attn.v_proj",)}], ids=["all", "one"]
+)
+def test_mlx_lm_loads_what_was_saved(tmp_path, kind, part):
+    settings = settings_of(kind, **part)
     trained = adapted(settings)
     save_adapter(tmp_path, adapter_weights(trained.model), settings, trained)
     other = tiny_loaded().model
@@ -230,6 +441,41 @@ def test_mlx_lm_loads_what_was_saved(tmp_path, settings):
     np.testing.assert_array_equal(outputs(other), outputs(trained.model))
     base = outputs(tiny_loaded().model)
     assert np.abs(outputs(other) - base).max() > 1e-3
+    fresh = tiny_loaded()
+    load_adapter(fresh, tmp_path)
+    np.testing.assert_array_equal(outputs(fresh.model), outputs(trained.model))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bits", BITS)
+def test_both_loaders_read_every_kind_on_every_base(tmp_path, kind, bits):
+    trained = trained_of(kind, bits)
+    save_adapter(tmp_path, adapter_weights(trained.model), settings_of(kind), trained)
+    other, fresh = base_of(bits).model, base_of(bits)
+    load_adapters(other, str(tmp_path))
+    load_adapter(fresh, tmp_path)
+    for model in (other.eval(), fresh.model):
+        np.testing.assert_array_equal(outputs(model), outputs(trained.model))
+    with dialled(fresh.model, 0.0):
+        np.testing.assert_array_equal(outputs(fresh.model), outputs(base_of(bits).model))
+
+
+def test_keys_of_blocks_under_another_name_are_written(tmp_path):
+    """GPT-2's blocks are `model.h`."""
+    sizes = {"n_ctx": 64, "n_embd": 32, "n_head": 2, "n_layer": 2, "n_positions": 64}
+    shape = {"layer_norm_epsilon": 1e-5, "vocab_size": 128, "num_key_value_heads": 2}
+    arguments = gpt2.ModelArgs("gpt2", **sizes, **shape)
+    model, other = gpt2.Model(arguments), gpt2.Model(arguments)
+    other.update(model.parameters())
+    trained = replace(tiny_loaded(), model=model)
+    settings = LoraConfig(rank=2, keys=("attn.c_attn", "mlp.c_fc"))
+    attach(model, settings, seed=0)
+    set_lora_b(model)
+    save_adapter(tmp_path, adapter_weights(model), settings, trained)
+    keys = read_adapter_config(tmp_path)["lora_parameters"]["keys"]
+    assert keys == ["attn.c_attn", "mlp.c_fc"]
+    load_adapters(other, str(tmp_path))
+    np.testing.assert_array_equal(outputs(other), outputs(model))
 
 
 def test_load_adapter_gives_the_trained_model_back(saved):
@@ -248,21 +494,6 @@ def test_an_adapter_of_mlx_lm_without_our_key_is_loaded(saved):
     edit_config(folder, lambda config: config["lora_parameters"].pop("keys"))
     fresh = tiny_loaded()
     load_adapter(fresh, folder)
-    np.testing.assert_array_equal(outputs(fresh.model), outputs(trained.model))
-
-
-def test_an_adapter_of_a_quantised_base_is_loaded(tmp_path):
-    def quantised():
-        loaded = tiny_loaded(hidden_size=64, intermediate_size=64, head_dim=16)
-        nn.quantize(loaded.model, group_size=32, bits=4)
-        return loaded
-
-    trained = quantised()
-    attach(trained.model, SETTINGS, seed=0)
-    set_lora_b(trained.model)
-    save_adapter(tmp_path, adapter_weights(trained.model), SETTINGS, trained)
-    fresh = quantised()
-    load_adapter(fresh, tmp_path)
     np.testing.assert_array_equal(outputs(fresh.model), outputs(trained.model))
 
 
@@ -378,6 +609,42 @@ def test_layers_without_tensors_are_refused(saved):
     assert fault.startswith("model.layers.1.mlp.up_proj: ")
 
 
+def test_every_mismatch_of_a_dora_adapter_is_named_at_once(tmp_path):
+    trained = adapted(settings_of("dora"))
+    save_adapter(tmp_path, adapter_weights(trained.model), settings_of("dora"), trained)
+
+    def spoil(weights):
+        del weights["model.layers.0.mlp.up_proj.m"]
+        weights["model.layers.1.mlp.up_proj.m"] = mx.ones((47,))
+        weights["model.layers.2.mlp.up_proj.lora_b"] = mx.ones((4, 47))
+
+    edit_weights(tmp_path, spoil)
+    assert refusal(tmp_path) == [
+        "model.layers.0.mlp.up_proj.m: missing",
+        "model.layers.1.mlp.up_proj.m: shape (47,), the model needs (48,)",
+        "model.layers.2.mlp.up_proj.lora_b: shape (4, 47), the model needs (4, 48)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "claimed", "words"), [("lora", "dora", "missing"), ("dora", "lora", "no such")]
+)
+def test_a_kind_that_contradicts_the_tensors_is_refused(tmp_path, kind, claimed, words):
+    trained = adapted(settings_of(kind))
+    save_adapter(tmp_path, adapter_weights(trained.model), settings_of(kind), trained)
+    edit_config(tmp_path, lambda config: config.update(fine_tune_type=claimed))
+    faults = refusal(tmp_path)
+    assert len(faults) == 3 * len(LLAMA_KEYS)
+    assert all(".m: " in fault and words in fault for fault in faults)
+
+
+def test_a_config_that_names_no_layer_is_refused(saved):
+    _, folder = saved
+    edit_config(folder, lambda config: config["lora_parameters"].update(keys=["q_proj"]))
+    (fault,) = refusal(folder)
+    assert "names no linear layer" in fault
+
+
 def test_a_truncated_weights_file_is_refused(saved):
     _, folder = saved
     whole = (folder / WEIGHTS_FILE).read_bytes()
@@ -392,9 +659,12 @@ def test_a_truncated_weights_file_is_refused(saved):
         (lambda config: config.pop("num_layers"), "num_layers"),
         (lambda config: config["lora_parameters"].pop("scale"), "scale"),
         (lambda config: config.update(lora_parameters=None), "not a LoRA config"),
-        (lambda config: config.update(fine_tune_type="dora"), "dora adapters are not supported"),
+        (lambda config: config.update(fine_tune_type="full"), "full adapters are not supported"),
+        (lambda config: config.update(num_layers="all"), "whole numbers"),
+        (lambda config: config["lora_parameters"].update(rank=4.5), "whole numbers"),
+        (lambda config: config["lora_parameters"].update(scale="2"), "scale is a number"),
     ],
-    ids=["layers", "scale", "null", "dora"],
+    ids=["layers", "scale", "null", "full", "layers type", "rank type", "scale type"],
 )
 def test_an_unusable_config_is_refused(saved, change, words):
     _, folder = saved

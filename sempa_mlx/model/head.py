@@ -1,0 +1,130 @@
+"""The output head on chosen hidden states: log-probabilities of targets, in float32.
+
+The head runs only where something is predicted, and block by block, so that no array of all rows
+times the whole vocabulary exists at once. No gradient reaches the weights of the head: adapters
+never sit there.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
+import mlx.nn as nn
+
+from sempa_mlx.model.cpu_kernels import logsumexp
+
+BLOCK_ROWS = 128  # states that meet the whole vocabulary at once
+
+
+def text_model(model: nn.Module) -> nn.Module:
+    """Return the language model inside a multimodal wrapper, or the model itself."""
+    return model.language_model if "language_model" in model else model
+
+
+class _Backbone:
+    """Stands in for a backbone that has already run."""
+
+    def __init__(self, backbone: nn.Module, hidden: mx.array) -> None:
+        self._backbone, self._hidden = backbone, hidden
+
+    def __call__(self, *_args: Any, **_kwargs: Any) -> mx.array:  # noqa: ANN401 - any model's call
+        return self._hidden
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
+        return getattr(self._backbone, name)
+
+
+class _WithBackbone:
+    """Stands in for a model, so that its own head code runs on given hidden states."""
+
+    def __init__(self, model: nn.Module, hidden: mx.array) -> None:
+        self._model = model
+        self.model = _Backbone(model.model, hidden)
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401 - whatever the model has
+        return getattr(self._model, name)
+
+
+def head_logits(model: nn.Module, hidden: mx.array) -> mx.array:
+    """Run the model's own output head on (n, dim) hidden states; returns (n, vocab) float32.
+
+    The model class's `__call__` is used with a stand-in for its backbone, so tied embeddings, soft
+    caps and logit scales are the model's own.
+    """
+    inner = text_model(model)
+    stand_in = _WithBackbone(inner, hidden[None])
+    logits: mx.array = type(inner).__call__(
+        stand_in, mx.zeros((1, hidden.shape[0]), dtype=mx.int32)
+    )
+    return logits[0].astype(mx.float32)
+
+
+def target_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
+    """Return log p(target) for (n, dim) hidden states and (n,) targets: (n,) float32."""
+    blocks = _in_blocks(lambda states, ids: [_block_logps(model, states, ids)], hidden, targets)
+    return blocks[0]
+
+
+def trained_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
+    """Return what `target_logps` does; its gradient to `hidden` needs no memory for logits."""
+    return _with_slopes(partial(_block_logps, model), hidden, targets)
+
+
+def trained_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
+    """Return KL(base || model) of the next-token distributions, (n,) float32, in nats.
+
+    Args:
+        model: its head turns states into logits.
+        hidden: (n, dim) states; gradients flow to them without memory for logits.
+        base: (n, dim) states of the untouched model at the same places; no gradient.
+    """
+    return _with_slopes(partial(_block_kl, model), hidden, base)
+
+
+def _with_slopes(
+    function: Callable[[mx.array, mx.array], mx.array], hidden: mx.array, others: mx.array
+) -> mx.array:
+    """Apply a function of (states, others) to one value a state; keep slopes for the gradient.
+
+    Each value depends on one state alone, so its slope there is found with it, block by block, and
+    kept instead of the logits: (n, dim) values. The idea of gradients in the forward pass is Liger
+    Kernel's (arXiv 2410.10989).
+    """
+
+    def values_and_slopes(states: mx.array, members: mx.array) -> list[mx.array]:
+        values, slopes = mx.vjp(
+            lambda block: function(block, members), [states], [mx.ones(len(members))]
+        )
+        return [values[0], slopes[0]]
+
+    values, slopes = _in_blocks(values_and_slopes, mx.stop_gradient(hidden), others)
+    # Adds zero, and carries the slope.
+    step = ((hidden - mx.stop_gradient(hidden)) * mx.stop_gradient(slopes)).sum(axis=1)
+    return mx.stop_gradient(values) + step.astype(mx.float32)
+
+
+def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
+    logits = head_logits(model, hidden)
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
+    return picked - logsumexp(logits)
+
+
+def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
+    logits, reference = head_logits(model, hidden), head_logits(model, base)
+    reference = reference - logsumexp(reference)[:, None]
+    gaps = reference - logits
+    return (mx.exp(reference) * gaps).sum(axis=1) + logsumexp(logits)
+
+
+def _in_blocks(
+    compute: Callable[[mx.array, mx.array], list[mx.array]], *arrays: mx.array
+) -> list[mx.array]:
+    """Apply a function of rows to `BLOCK_ROWS` rows after another; join its outputs."""
+    blocks: list[list[mx.array]] = []
+    for start in range(0, len(arrays[0]), BLOCK_ROWS):
+        first, *others = (array[start : start + BLOCK_ROWS] for array in arrays)
+        if blocks:  # else mlx runs all blocks side by side, with the logits of all alive at once
+            (first,) = mx.depends([first], blocks[-1])
+        blocks.append(compute(first, *others))
+    return [mx.concatenate(list(parts)) for parts in zip(*blocks, strict=True)]
