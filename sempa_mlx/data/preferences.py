@@ -103,7 +103,7 @@ class _Reading:
         return ""
 
     def _keep(self, draft: Draft, number: int) -> None:
-        self.records.append(PreferenceRecord(draft.prompt, draft.candidates, number))
+        self.records.append(PreferenceRecord(draft.prompt, draft.candidates, number, draft.anchor))
         texts = (draft.anchor, *draft.candidates)
         for name, text in zip(_NAMES[self.plan.candidates], texts, strict=True):
             self._words[name] += len(text.split())

@@ -17,11 +17,13 @@ class PreferenceRecord:
 
     A prompt of messages is rendered with the model's chat template; a plain string is used as it
     stands. `candidates` holds K >= 2 texts in order of preference (chosen, rejected for K = 2).
+    `anchor` is the sentence that the prompt is about, or the last turn of a conversation.
     """
 
     prompt: str | tuple[Message, ...]
     candidates: tuple[str, ...]
     line: int
+    anchor: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,219 +1,241 @@
-"""The training loop: step, accumulate, guard, evaluate, keep the best; it tells by events.
+"""The training loop: step, guard, evaluate, keep the best; it tells by events.
 
-It prints nothing and writes nothing: whoever iterates over the events does.
+It prints nothing and writes nothing: whoever iterates over the events does. Between two events the
+whole state of a run is the adapter, the optimizer and `Progress`: the order of the data and the
+dropout masks are functions of (seed, step), so a run continues bit for bit from these.
 """
 
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
-import numpy as np
 from mlx.utils import tree_flatten, tree_map
 
-from sempa_mlx.config import EvalConfig, ObjectiveConfig, TrainConfig
-from sempa_mlx.data.batching import group_by_length
+from sempa_mlx.config import EvalConfig, TrainConfig
 from sempa_mlx.errors import RunError
-from sempa_mlx.model.forward import TokenRow
 from sempa_mlx.model.lora import adapter_weights
-from sempa_mlx.model.scoring import Scorer
 from sempa_mlx.runtime import is_gpu, peak_memory_gb
-from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
-from sempa_mlx.training.reference import Reference
+from sempa_mlx.training.contribution import Contribution, Gradients, pair_metrics
+from sempa_mlx.training.events import Evaluated, Event, Score, StepDone, StepSkipped
+from sempa_mlx.training.memory import estimate_peak_gb
+from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.schedule import learning_rate, plan_steps
+from sempa_mlx.world import World
 
 CPU_MICRO_BATCH_TOKENS = 2048
 GPU_MICRO_BATCH_TOKENS = 8192
 MAX_BAD_STEPS = 3
 FIRST_LOSS_TOLERANCE = 1e-3
+SEEDS_A_STEP = 1 << 20  # room for the draws of all processes in one step
 
 
-@dataclass(frozen=True, slots=True)
-class StepDone:
-    """An optimizer step: its metrics, under TRL's names."""
-
-    step: int
-    total: int
-    metrics: dict[str, float]
+def micro_batch_tokens(settings: TrainConfig) -> int:
+    """Return the bound of one forward pass, in tokens."""
+    default = GPU_MICRO_BATCH_TOKENS if is_gpu() else CPU_MICRO_BATCH_TOKENS
+    return settings.micro_batch_tokens or default
 
 
-@dataclass(frozen=True, slots=True)
-class StepSkipped:
-    """A step whose loss or gradient was not finite: no update was made."""
+class Term(Protocol):
+    """A part of the loss."""
 
-    step: int
-    rows: list[int]
+    def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
+        """Return weighted loss and gradients of a batch of rows, given by their indices."""
 
-
-@dataclass(frozen=True, slots=True)
-class Evaluated:
-    """A dev evaluation; `weights` are the adapter's if it is the best so far, else None."""
-
-    step: int
-    score: float
-    best_step: int
-    weights: dict[str, mx.array] | None
-
-
-Event = StepDone | StepSkipped | Evaluated
+    def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        """Return the rows of the largest forward pass over these batches, the longest last."""
 
 
 @dataclass(slots=True)
-class _Sums:
-    """Per-step sums over pairs, filled micro-batch by micro-batch."""
+class Progress:
+    """How far a run is; with adapter and optimizer all that continuing it takes.
 
-    loss: float = 0.0
-    rewards: list[list[float]] = field(default_factory=list)
-    logps: list[list[float]] = field(default_factory=list)
+    `evaluated` is the last step that was evaluated (-1: none), `stale` counts evaluations without a
+    better score, `bad_steps` skipped steps in a row; `is_checked` tells that the first loss was
+    right.
+    """
 
-    def metrics(self) -> dict[str, float]:
-        """Reduce to means over pairs; accuracy is the share of pairs, not of batches."""
-        pairs = len(self.rewards)
-        chosen = [row[0] for row in self.rewards]
-        rejected = [row[-1] for row in self.rewards]
-        wins = sum(c > r for c, r in zip(chosen, rejected, strict=True))
-        return {
-            "loss": self.loss,
-            "rewards/chosen": sum(chosen) / pairs,
-            "rewards/rejected": sum(rejected) / pairs,
-            "rewards/margins": (sum(chosen) - sum(rejected)) / pairs,
-            "rewards/accuracies": wins / pairs,
-            "logps/chosen": sum(row[0] for row in self.logps) / pairs,
-            "logps/rejected": sum(row[-1] for row in self.logps) / pairs,
-        }
+    step: int = 0
+    evaluated: int = -1
+    best_step: int = 0
+    best_score: float = -math.inf
+    best_scale: float = 1.0
+    stale: int = 0
+    bad_steps: int = 0
+    is_checked: bool = False
 
 
 class Trainer:
-    """Trains the adapter on a model by preference rows."""
+    """Trains the adapter on a model by the terms of a loss."""
 
     def __init__(
         self,
         model: nn.Module,
-        rows: Sequence[TokenRow],
-        scorer: Scorer,
+        terms: dict[str, Term],
+        lengths: Sequence[int],
         settings: TrainConfig,
-        objective: ObjectiveConfig,
+        *,
+        plus_ratio: float = 1.0,
+        world: World | None = None,
     ) -> None:
-        """Plan the run; the adapter must be attached already."""
-        self._model, self._rows, self._scorer = model, rows, scorer
-        self._settings, self._objective = settings, objective
-        default_tokens = GPU_MICRO_BATCH_TOKENS if is_gpu() else CPU_MICRO_BATCH_TOKENS
-        self._micro_batch_tokens = settings.micro_batch_tokens or default_tokens
-        self._reference = Reference(model, scorer, rows)
-        self._plan = plan_steps([scorer.own_tokens(row) for row in rows], settings)
-        self._is_checked = False
-        # torch's Adam corrects the bias of its first steps; mlx's does so only on request.
-        self._optimizer = optim.AdamW(
-            learning_rate=settings.learning_rate,
-            betas=[0.9, settings.beta2],
-            weight_decay=settings.weight_decay,
-            bias_correction=True,
-        )
-        self._loss_and_grad = nn.value_and_grad(model, self._loss)
+        """Plan the run; the adapter must be attached already.
+
+        Args:
+            model: the model with its adapter.
+            terms: the loss, by name; all read the same rows.
+            lengths: tokens of each row: a step holds rows of like length.
+            settings: the loop.
+            plus_ratio: rate of B matrices over that of the others.
+            world: the processes that share every batch.
+        """
+        self._model, self._terms, self._settings = model, terms, settings
+        self._world = world or World()
+        self._plan = plan_steps(lengths, settings)
+        self._optimizer = AdapterOptimizer(settings, plus_ratio)
+        self.progress = Progress()
 
     @property
     def num_steps(self) -> int:
         """Optimizer steps of the whole run."""
         return len(self._plan)
 
-    def run(self, evaluate: Callable[[], float], evaluation: EvalConfig) -> Iterator[Event]:
+    def estimate_peak_gb(self) -> float:
+        """Return how much memory the steps will take at most, in GB, by trying small ones."""
+        self._model.train()
+        found = estimate_peak_gb(list(self._terms.values()), self._plan)
+        self._model.eval()
+        return found
+
+    def optimizer_state(self) -> dict[str, mx.array]:
+        """Return the optimizer's state as flat, named tensors."""
+        return self._optimizer.state()
+
+    def restore(
+        self, progress: Progress, adapter: dict[str, mx.array], optimizer: dict[str, mx.array]
+    ) -> None:
+        """Continue from what `progress`, `adapter_weights` and `optimizer_state` were."""
+        self.progress = progress
+        self._model.load_weights(list(adapter.items()), strict=False)
+        if optimizer:
+            self._optimizer.restore(optimizer)
+
+    def run(self, evaluate: Callable[[int], Score], evaluation: EvalConfig) -> Iterator[Event]:
         """Train, yielding events; the base counts as step 0 of the search for the best step.
 
         Args:
-            evaluate: scores the model as it is now; higher is better.
+            evaluate: scores the model as it is now, after the step given.
             evaluation: how often to evaluate, and when to give up.
 
         Raises:
             RunError: the first loss is not the one of equal models, or steps keep failing.
         """
-        best_score, best_step, stale = evaluate(), 0, 0
-        yield Evaluated(0, best_score, 0, adapter_weights(self._model))
-        bad_steps = 0
-        for step, indices in enumerate(self._plan, start=1):
-            mx.random.seed(self._settings.seed + step)  # dropout depends on (seed, step) alone
-            event = self._step(step, indices)
-            yield event
-            bad_steps = bad_steps + 1 if isinstance(event, StepSkipped) else 0
-            if bad_steps == MAX_BAD_STEPS:
-                raise RunError(
-                    f"{bad_steps} steps in a row had no finite loss or gradient (last: {step})",
-                    state=f"the best adapter, of step {best_step}, is kept",
-                )
-            if step % evaluation.every and step != self.num_steps:
-                continue
-            score = evaluate()
-            # A constant model has an undefined score (NaN), which loses to every other.
-            improved = not (math.isnan(score) or score <= best_score)
-            if improved:
-                best_score, best_step, stale = score, step, 0
-            else:
-                stale += 1
-            weights = adapter_weights(self._model) if improved else None
-            yield Evaluated(step, score, best_step, weights)
-            if evaluation.patience is not None and stale >= evaluation.patience:
+        now = self.progress
+        while True:
+            if self._is_due(evaluation.every):
+                yield self._evaluate(evaluate(now.step))
+            if now.step == self.num_steps or self._gives_up(evaluation.patience):
                 return
+            event = self._step(now.step + 1)
+            now.step = event.step
+            now.bad_steps = now.bad_steps + 1 if isinstance(event, StepSkipped) else 0
+            yield event
+            if now.bad_steps == MAX_BAD_STEPS:
+                raise RunError(
+                    f"{now.bad_steps} steps in a row had no finite loss or gradient "
+                    f"(last: {now.step})",
+                    state=f"the best adapter, of step {now.best_step}, is kept",
+                )
 
-    def _step(self, step: int, indices: list[int]) -> StepDone | StepSkipped:
+    def _is_due(self, every: int) -> bool:
+        now = self.progress
+        return now.evaluated != now.step and (now.step % every == 0 or now.step == self.num_steps)
+
+    def _gives_up(self, patience: int | None) -> bool:
+        return patience is not None and self.progress.stale >= patience
+
+    def _evaluate(self, score: Score) -> Evaluated:
+        now = self.progress
+        # A constant model has an undefined score (NaN), which loses to every other.
+        improved = now.step == 0 or not (math.isnan(score.value) or score.value <= now.best_score)
+        if improved:
+            now.best_score, now.best_scale, now.best_step = score.value, score.scale, now.step
+        now.stale = 0 if improved else now.stale + 1
+        now.evaluated = now.step
+        weights = adapter_weights(self._model) if improved else None
+        return Evaluated(now.step, score, now.best_step, weights)
+
+    def _step(self, step: int) -> StepDone | StepSkipped:
         start = time.perf_counter()
-        sums, grads, tokens = self._accumulate(indices)
-        grads, norm = optim.clip_grad_norm(grads, self._settings.clip)
-        grad_norm = norm.item()
-        if not (math.isfinite(sums.loss) and math.isfinite(grad_norm)):
-            return StepSkipped(step, indices)
-        metrics = sums.metrics()
-        if not self._is_checked:  # not the same as step 1, which may have been skipped
-            self._check_first_loss(metrics)
-            self._is_checked = True
+        batch = self._plan[step - 1]
+        parts, gradients = self._contributions(step, batch)
+        gradients, norm = optim.clip_grad_norm(gradients, self._settings.clip)
+        metrics, tokens = self._metrics(parts, len(batch))
+        metrics["grad_norm"] = norm.item()
+        if not (math.isfinite(metrics["loss"]) and math.isfinite(metrics["grad_norm"])):
+            return StepSkipped(step, batch)
+        if not self.progress.is_checked:  # not the same as step 1, which may have been skipped
+            self._check_first_loss(parts, metrics)
+            self.progress.is_checked = True
         rate = learning_rate(step, self.num_steps, self._settings)
-        self._optimizer.learning_rate = rate
-        self._optimizer.update(self._model, grads)
-        mx.eval(self._model.trainable_parameters(), self._optimizer.state)
+        self._optimizer.update(self._model, gradients, rate)
         seconds = time.perf_counter() - start
         metrics |= {
-            "grad_norm": grad_norm,
             "learning_rate": rate,
-            "pairs_per_second": len(indices) / seconds,
+            "pairs_per_second": len(batch) / seconds,
             "tokens_per_second": tokens / seconds,
             "peak_memory_gb": peak_memory_gb(),
         }
         return StepDone(step, self.num_steps, metrics)
 
-    def _accumulate(self, indices: list[int]) -> tuple[_Sums, dict[str, mx.array], int]:
-        """Sum loss and gradients over micro-batches that fit the token budget."""
-        lengths = [self._scorer.own_tokens(self._rows[index]) for index in indices]
-        sums, tokens = _Sums(), 0
-        total: dict[str, mx.array] = {}
+    def _contributions(
+        self, step: int, batch: list[int]
+    ) -> tuple[dict[str, Contribution], Gradients]:
+        """Let every term look at the batch; add their gradients over terms and processes."""
+        seed = (self._settings.seed + step) * SEEDS_A_STEP
         self._model.train()
-        for group in group_by_length(lengths, self._micro_batch_tokens):
-            members = [indices[place] for place in group]
-            rows = [self._rows[index] for index in members]
-            reference = self._reference.logps(members)
-            (loss, policy), grads = self._loss_and_grad(rows, reference, len(indices))
-            total = tree_map(mx.add, total, grads) if total else grads
-            mx.eval(loss, policy, total)
-            sums.loss += loss.item()
-            rewards = implicit_rewards(policy, reference, self._objective.beta)
-            sums.logps += np.array(policy).tolist()
-            sums.rewards += np.array(rewards).tolist()
-            tokens += self._scorer.tokens(rows)
+        parts = {
+            name: term.contribution(batch, self._world, seed) for name, term in self._terms.items()
+        }
         self._model.eval()
-        return sums, total, tokens
+        total = tree_map(mx.zeros_like, self._model.trainable_parameters())
+        for part in parts.values():
+            if part.gradients:
+                total = tree_map(mx.add, total, part.gradients)
+        total = self._world.total(total)
+        mx.eval(total)
+        return parts, total
 
-    def _loss(
-        self, rows: Sequence[TokenRow], reference: mx.array, batch_size: int
-    ) -> tuple[mx.array, mx.array]:
-        """Return the micro-batch's share of the step's mean loss, and its log-probabilities."""
-        policy = self._scorer(self._model, rows)
-        scores = implicit_rewards(policy, reference, self._objective.beta)
-        return plackett_luce_nll(scores).sum() / batch_size, policy
+    def _metrics(
+        self, parts: dict[str, Contribution], num_pairs: int
+    ) -> tuple[dict[str, float], float]:
+        """Reduce to sums of losses and means over the pairs of all processes; count tokens."""
+        sums = {f"loss/{name}": part.loss for name, part in parts.items()}
+        sums["tokens"] = float(sum(part.tokens for part in parts.values()))
+        for part in parts.values():
+            if part.has_pairs:
+                sums |= pair_metrics(part.rewards, part.logps)
+        totals = dict(zip(sums, self._world.total_of(list(sums.values())), strict=True))
+        tokens = totals.pop("tokens")
+        losses = {name: totals.pop(name) for name in list(totals) if name.startswith("loss/")}
+        metrics = {"loss": sum(losses.values())}
+        if len(losses) > 1:
+            metrics |= losses
+        return metrics | {name: value / num_pairs for name, value in totals.items()}, tokens
 
-    def _check_first_loss(self, metrics: dict[str, float]) -> None:
-        """Demand the loss of equal models: a fresh adapter changes nothing, so it must be ln K!."""
-        expected = math.log(math.factorial(len(self._rows[0].completions)))
-        loss, margin = metrics["loss"], metrics["rewards/margins"]
+    def _check_first_loss(self, parts: dict[str, Contribution], metrics: dict[str, float]) -> None:
+        """Demand the loss of equal models: a fresh adapter changes nothing, so it must be known."""
+        known = [part for part in parts.values() if part.expected_loss is not None]
+        if not known:
+            return
+        loss, expected, margin = (
+            sum(part.loss for part in known),
+            sum(part.expected_loss or 0.0 for part in known),
+            metrics["rewards/margins"],
+        )
         if abs(loss - expected) > FIRST_LOSS_TOLERANCE or abs(margin) > FIRST_LOSS_TOLERANCE:
             raise RunError(
                 f"the first loss is {loss:.4f} with margin {margin:.4f}; a fresh adapter must "

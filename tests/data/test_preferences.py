@@ -50,7 +50,7 @@ def test_a_triplet_becomes_a_paraphrase_request(jsonl, name):
     anchor = ' He said "S" {0}\nand left '
     data = read_preferences(jsonl(triplet(anchor, " good ", "bad\n"), name=name))
     prompt = (SYSTEM, Message("user", paraphrase_prompt("P1", anchor)))
-    assert data.records == (PreferenceRecord(prompt, ("good", "bad"), 1),)
+    assert data.records == (PreferenceRecord(prompt, ("good", "bad"), 1, anchor),)
     assert anchor in data.records[0].prompt[1].content
 
 
@@ -133,7 +133,8 @@ CHAT = (Message("system", "be kind"), Message("user", "why?"))
 )
 def test_chat_rows_stay_as_they_are(jsonl, row, prompt, form):
     data = read_preferences(jsonl(row))
-    assert data.records == (PreferenceRecord(prompt, (" yes ", "no"), 1),)
+    anchor = prompt if isinstance(prompt, str) else prompt[-1].content
+    assert data.records == (PreferenceRecord(prompt, (" yes ", "no"), 1, anchor),)
     assert data.report.format == form
 
 

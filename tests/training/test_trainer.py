@@ -11,8 +11,11 @@ from sempa_mlx.config import EvalConfig, LoraConfig, ObjectiveConfig, TrainConfi
 from sempa_mlx.errors import RunError
 from sempa_mlx.model.forward import TokenRow, score_plain
 from sempa_mlx.model.lora import adapter_weights, attach
-from sempa_mlx.model.scoring import Scorer, choose_scoring
-from sempa_mlx.training.trainer import Evaluated, StepDone, StepSkipped, Trainer, count_parameters
+from sempa_mlx.model.scoring import Scorer, choose_scoring, score_states
+from sempa_mlx.training.events import Evaluated, Score, StepDone, StepSkipped
+from sempa_mlx.training.preference_term import PreferenceTerm
+from sempa_mlx.training.reference import Reference
+from sempa_mlx.training.trainer import Trainer, count_parameters, micro_batch_tokens
 from tests.tiny import VOCABULARY, tiny_model
 
 BETA = 0.5
@@ -65,13 +68,24 @@ def trainer_of(rows=ROWS, *, scorer=None, dropout=0.0, model=None, **changes):
     attach(model, LoraConfig(rank=4, alpha=8.0, dropout=dropout), seed=1)
     scorer = scorer or choose_scoring(model, rows, mx.float32)
     config = TrainConfig(**(settings | changes))
-    return model, Trainer(model, rows, scorer, config, ObjectiveConfig(beta=BETA))
+    loss = "sigmoid" if len(rows[0].completions) == 2 else "listwise"
+    objective = ObjectiveConfig(beta=BETA, loss=loss)
+    reference = Reference(model, scorer, rows)
+    tokens = micro_batch_tokens(config)
+    term = PreferenceTerm(model, rows, scorer, reference, objective, tokens)
+    lengths = [scorer.own_tokens(row) for row in rows]
+    return model, Trainer(model, {"preference": term}, lengths, config)
+
+
+def same(_step):
+    """Score every step alike."""
+    return Score(0.0)
 
 
 def run(trainer, scores=None, evaluation=NEVER):
     """Run to the end with made-up dev scores (0, 1, 2 ... by default); return the events."""
     given = iter(scores if scores is not None else range(1000))
-    return list(trainer.run(lambda: float(next(given)), evaluation))
+    return list(trainer.run(lambda _step: Score(float(next(given))), evaluation))
 
 
 def steps_of(events):
@@ -129,10 +143,10 @@ def test_the_loss_falls_and_the_margin_grows():
 
 def test_micro_batches_add_up_to_the_whole_batch():
     whole_model, whole = trainer_of(epochs=3, micro_batch_tokens=100_000)
-    small_model, small = trainer_of(epochs=3, micro_batch_tokens=64)
     calls = []
-    score = small._scorer
-    small._scorer = CountingScorer(score, calls)
+    small_model = one_block()
+    scorer = CountingScorer(choose_scoring(small_model, ROWS, mx.float32), calls)
+    _, small = trainer_of(model=small_model, scorer=scorer, epochs=3, micro_batch_tokens=64)
     for left, right in zip(steps_of(run(whole)), steps_of(run(small)), strict=True):
         assert left.metrics["loss"] == pytest.approx(right.metrics["loss"], abs=1e-5)
         assert left.metrics["grad_norm"] == pytest.approx(right.metrics["grad_norm"], rel=1e-4)
@@ -153,6 +167,10 @@ class CountingScorer:
     def __call__(self, model, rows):
         self._calls.append(len(rows))
         return self._scorer(model, rows)
+
+    def states(self, model, rows):
+        self._calls.append(len(rows))
+        return self._scorer.states(model, rows)
 
     def __getattr__(self, name):
         return getattr(self._scorer, name)
@@ -195,11 +213,18 @@ def test_updates_equal_adamw_written_out():
         assert np.abs(weights[name]).max() > 0.015, "the tolerance must be far below the update"
 
 
+class Descent:
+    """Plain gradient descent."""
+
+    def update(self, model, gradients, rate):
+        optim.SGD(learning_rate=rate).update(model, gradients)
+
+
 @pytest.mark.parametrize(("clip", "bites"), [(0.01, True), (1e6, False)])
 def test_the_norm_of_an_update_is_clipped(clip, bites):
     """Plain descent in AdamW's place makes the length of an update rate * norm."""
     model, trainer = trainer_of(iters=1, clip=clip, learning_rate=0.5)
-    trainer._optimizer = optim.SGD(learning_rate=0.0)
+    trainer._optimizer = Descent()
     before = as_numpy(adapter_weights(model))
     grad_norm = steps_of(run(trainer))[0].metrics["grad_norm"]
     after = as_numpy(adapter_weights(model))
@@ -214,9 +239,9 @@ def test_metrics_are_means_over_pairs_of_the_model_before_the_update():
     reference = np.array(score_plain(one_block(), ROWS))
     policies = []
 
-    def look():
+    def look(step):
         policies.append(np.array(score_plain(model, ROWS)))
-        return 0.0
+        return same(step)
 
     found = steps_of(list(trainer.run(look, ALWAYS)))
     accuracies = set()
@@ -240,10 +265,14 @@ def test_metrics_are_means_over_pairs_of_the_model_before_the_update():
 
 
 class FlatScorer(CountingScorer):
-    """Gives every completion the log-probability 0."""
+    """Makes every token of the vocabulary equally probable."""
+
+    def states(self, model, rows):
+        states = super().states(model, rows)
+        return states._replace(hidden=0.0 * states.hidden)
 
     def __call__(self, model, rows):
-        return 0.0 * super().__call__(model, rows)
+        return score_states(model, self.states(model, rows))
 
 
 def test_a_tie_is_no_win():
@@ -262,13 +291,17 @@ class PoisonedScorer:
         self._scorer = choose_scoring(model, rows, mx.float32)
         self.poison = ""
 
-    def __call__(self, model, rows):
-        scores = self._scorer(model, rows)
+    def states(self, model, rows):
+        states = self._scorer.states(model, rows)
+        hidden = states.hidden
         if self.poison == "value":
-            return scores * float("nan")
+            hidden = hidden * float("nan")
         if self.poison == "gradient":  # adds 0 with an infinite slope
-            return scores + mx.sqrt(mx.abs(scores - mx.stop_gradient(scores)))
-        return scores
+            hidden = hidden + mx.sqrt(mx.abs(hidden - mx.stop_gradient(hidden)))
+        return states._replace(hidden=hidden)
+
+    def __call__(self, model, rows):
+        return self._scorer(model, rows)
 
     def __getattr__(self, name):
         return getattr(self._scorer, name)
@@ -284,17 +317,17 @@ def poisonable(**changes):
 @pytest.mark.parametrize("kind", ["value", "gradient"])
 def test_a_step_that_is_not_finite_is_skipped(kind):
     model, trainer, scorer = poisonable(epochs=4)
-    events = trainer.run(lambda: 0.0, NEVER)
+    events = trainer.run(same, NEVER)
     next(events)
     assert isinstance(next(events), StepDone)
-    before, moments = as_numpy(adapter_weights(model)), trainer._optimizer.state["step"].item()
+    before, moments = as_numpy(adapter_weights(model)), as_numpy(trainer.optimizer_state())
     scorer.poison = kind
     skipped = next(events)
     assert isinstance(skipped, StepSkipped)
     assert skipped.step == 2
     assert sorted(skipped.rows) == list(range(8))
     assert_equal_weights(as_numpy(adapter_weights(model)), before)
-    assert trainer._optimizer.state["step"].item() == moments
+    assert_equal_weights(as_numpy(trainer.optimizer_state()), moments)
     scorer.poison = ""
     assert isinstance(next(events), StepDone)
     assert not np.array_equal(
@@ -305,7 +338,7 @@ def test_a_step_that_is_not_finite_is_skipped(kind):
 
 def test_only_three_bad_steps_in_a_row_end_the_run():
     _, trainer, scorer = poisonable(epochs=20)
-    events = trainer.run(lambda: 0.0, NEVER)
+    events = trainer.run(same, NEVER)
     next(events), next(events)
     for poison in ("value", "gradient", "", "value", "value", "value"):
         scorer.poison = poison
@@ -335,8 +368,7 @@ def test_a_reference_is_checked_at_the_first_step_that_is_finite():
     layer = "model.layers.0.mlp.up_proj.lora_b"
     noise = 3 * mx.random.normal(adapter_weights(model)[layer].shape, key=mx.random.key(0))
     model.load_weights([(layer, noise)], strict=False)
-    trainer._reference.logps(range(8))
-    events = trainer.run(lambda: 0.0, NEVER)
+    events = trainer.run(same, NEVER)
     next(events)
     scorer.poison = "gradient"
     assert isinstance(next(events), StepSkipped)
@@ -349,12 +381,12 @@ def test_the_best_step_is_kept_with_its_weights():
     model, trainer = trainer_of(epochs=4)
     seen = []
 
-    def look():
+    def look(_step):
         seen.append(as_numpy(adapter_weights(model)))
-        return [50.0, 40.0, 70.0, 60.0, 65.0][len(seen) - 1]
+        return Score([50.0, 40.0, 70.0, 60.0, 65.0][len(seen) - 1])
 
     found = evaluations_of(list(trainer.run(look, ALWAYS)))
-    assert [(event.step, event.score, event.best_step) for event in found] == [
+    assert [(event.step, event.score.value, event.best_step) for event in found] == [
         (0, 50.0, 0),
         (1, 40.0, 0),
         (2, 70.0, 2),
@@ -440,9 +472,11 @@ def test_rows_are_scored_under_the_base_once():
 
 
 def test_plain_and_shared_scoring_train_alike():
-    _, shared = trainer_of(epochs=3)
+    model = one_block()
+    sharing = choose_scoring(model, ROWS, mx.float32)
+    assert sharing.path == "shared"
+    _, shared = trainer_of(epochs=3, model=model, scorer=sharing)
     _, plain = trainer_of(epochs=3, scorer=Scorer(0, None))
-    assert shared._scorer.path == "shared"
     for left, right in zip(steps_of(run(shared)), steps_of(run(plain)), strict=True):
         assert left.metrics["loss"] == pytest.approx(right.metrics["loss"], abs=1e-4)
 

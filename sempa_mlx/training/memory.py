@@ -1,0 +1,58 @@
+"""How much memory a run will take, found by trying small parts of its largest forward pass.
+
+Memory grows linearly with the rows of a pass whose padded lengths stay the same, so two small
+passes over the longest rows tell the height of the large one, whatever the model.
+"""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import mlx.core as mx
+
+from sempa_mlx.runtime import GB
+from sempa_mlx.training.contribution import Contribution
+from sempa_mlx.world import World
+
+PROBE_SHARES = (8, 3)  # the largest pass is tried with an eighth and a third of its rows
+
+
+class Sized(Protocol):
+    """A term of the loss that can name its largest forward pass."""
+
+    def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        """Return the rows of the largest forward pass over these batches, the longest last."""
+
+    def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
+        """Return loss and gradients of a batch of rows."""
+
+
+def estimate_peak_gb(terms: Sequence[Sized], batches: Sequence[Sequence[int]]) -> float:
+    """Return the expected peak of a run's memory in GB (1e9 bytes), as mlx counts it.
+
+    Terms follow one another, so the largest decides. The model must be in training mode.
+
+    Args:
+        terms: of the loss.
+        batches: rows of every step.
+    """
+    return max((_peak(term, batches) for term in terms), default=0.0) / GB
+
+
+def _peak(term: Sized, batches: Sequence[Sequence[int]]) -> float:
+    largest = term.largest_pass(batches)
+    if not largest:
+        return 0.0
+    counts = sorted({max(1, len(largest) // share) for share in PROBE_SHARES})
+    peaks = [_tried(term, largest[-count:]) for count in counts]
+    if len(counts) == 1:
+        return peaks[0]
+    slope = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
+    return peaks[1] + slope * (len(largest) - counts[1])
+
+
+def _tried(term: Sized, rows: Sequence[int]) -> float:
+    """Return the peak of one contribution, in bytes; its cached buffers are given back."""
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    term.contribution(rows, World(), 0)
+    return float(mx.get_peak_memory())
