@@ -22,7 +22,7 @@ from sempa_mlx.errors import SempaError
 HELP = """Turn one small language model into a generator that also embeds (SemPA on MLX).
 
 Exit codes: 0 done, 1 run failed, 2 usage or settings, 3 bad data, 4 memory or disk,
-130 interrupted.
+130 and 143 interrupted.
 --json, --quiet and --debug may stand anywhere on the line.
 """
 GLOBAL_FLAGS = ("--json", "--quiet", "--debug")
@@ -79,6 +79,9 @@ def train(
     sets: Annotated[
         list[str] | None, typer.Option("--set", help="Any setting: section.key=value.")
     ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run in --adapter-path.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, start nothing.")] = False,
     force: ForceOption = False,
 ) -> None:
@@ -86,7 +89,7 @@ def train(
 
     Without arguments: ./sempa.yaml if there is one, else the built-in recipe.
     """
-    from sempa_mlx.commands.train import run_train
+    from sempa_mlx.commands.train import TrainRequest, run_train
 
     flags = {
         "--model": ("model.name", model),
@@ -99,7 +102,7 @@ def train(
         "--seed": ("train.seed", seed),
     }
     given: dict[str, tuple[str, Any]] = {k: v for k, v in flags.items() if v[1] is not None}
-    run_train(console, config, sets or [], given, dry_run=dry_run, force=force)
+    run_train(console, TrainRequest(config, sets or [], given, dry_run, force, resume))
 
 
 @app.command(

@@ -57,6 +57,11 @@ class Console:
         """Tell whether a bar can be drawn."""
         return self.mode == "human" and self._err.is_terminal
 
+    def mute(self) -> None:
+        """Print nothing but errors from now on: another process does the talking."""
+        self.mode = "quiet"
+        self._out.quiet = True
+
     def say(self, text: str = "") -> None:
         """Talk: to stderr, in human mode only."""
         if self.mode == "human":

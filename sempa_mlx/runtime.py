@@ -57,9 +57,12 @@ def resolve_dtype(name: str) -> mx.Dtype:
 
 
 def peak_memory_gb() -> float:
-    """Return the largest memory use so far, in gigabytes: mlx's on a GPU, else the process's."""
-    if is_gpu():
-        return float(mx.get_peak_memory()) / GB
+    """Return the largest memory that arrays took so far, in GB, without freed buffers."""
+    return float(mx.get_peak_memory()) / GB
+
+
+def peak_process_gb() -> float:
+    """Return the largest memory of this process so far, in GB; on a GPU its own is not in it."""
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 

@@ -1,6 +1,7 @@
 import json
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -11,8 +12,10 @@ import pytest
 
 from sempa_mlx import __version__, runtime
 from sempa_mlx.commands import embed as embed_command
-from sempa_mlx.config import load_config
-from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
+from sempa_mlx.commands.signals import stop_requests
+from sempa_mlx.config_resolve import load_config
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.encoder.store import WINDOW
 from sempa_mlx.evaluation.generation import text_perplexity
 from sempa_mlx.model.load import load_model
@@ -598,22 +601,37 @@ def test_errors_are_a_document_in_json_mode(here):
 # when things go wrong
 
 
-def test_an_interrupted_training_says_what_is_kept(space, here, monkeypatch):
+@pytest.mark.parametrize(("kind", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_an_interrupted_training_says_what_is_kept(kind, code, space, here, monkeypatch):
+    """The signal comes in the middle of a step, which is finished and saved."""
     whole = Trainer._step
 
-    def interrupt(trainer, step, indices):
-        if step == 3:
-            raise KeyboardInterrupt
-        return whole(trainer, step, indices)
+    def interrupted(trainer, step):
+        if step == 2:
+            signal.raise_signal(kind)
+        return whole(trainer, step)
 
-    monkeypatch.setattr(Trainer, "_step", interrupt)
+    before = [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)]
+    monkeypatch.setattr(Trainer, "_step", interrupted)
     outcome = run(*training(space), "--adapter-path", "run")
-    assert outcome.code == 130
+    assert outcome.code == code
     assert "stopped after step 2 of 3" in outcome.err
     assert "is in run" in outcome.err
+    assert "sempa-mlx train --resume --adapter-path run" in outcome.err
     assert Path("run/adapters.safetensors").is_file()
+    assert Path("run/checkpoints/step-000002").is_dir()
     assert not Path("run/results.json").exists()
-    monkeypatch.undo()
+    assert [signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM)] == before
+
+
+def test_a_second_signal_does_not_wait(space, here):
+    """After the first one the system's own handlers are back: they end a process at once."""
+    with stop_requests() as request:
+        signal.raise_signal(signal.SIGTERM)
+        assert request()
+        assert request.exit_code == 143
+        assert signal.getsignal(signal.SIGINT) == signal.SIG_DFL
+        assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_bug_is_called_one_and_leaves_a_log(space, here, monkeypatch):

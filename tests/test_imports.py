@@ -13,8 +13,18 @@ import sempa_mlx
 
 ROOT = Path(sempa_mlx.__file__).parent
 LINE = ["data", "model", "training", "encoder", "evaluation", "export", "run", "commands", "cli"]
-LEAVES = {"", "errors", "blas", "files", "config", "config_file", "config_faults"}
-APART = {"runtime", "console"}  # with rules of their own
+LEAVES = {
+    "",
+    "errors",
+    "blas",
+    "files",
+    "config",
+    "config_file",
+    "config_faults",
+    "config_terms",
+    "config_resolve",
+}
+APART = {"runtime", "world", "console"}  # with rules of their own
 MODELS = {"mlx", "mlx_lm", "transformers", "tokenizers", "torch"}
 HEAVY = {*MODELS, "scipy", "huggingface_hub"}
 MAX_MODULE, MAX_FUNCTION = 300, 60
@@ -67,7 +77,7 @@ def may_import(importer, imported):
         return True
     if imported == "console":
         return importer in ("commands", "cli")
-    if imported == "runtime":
+    if imported in ("runtime", "world"):
         return importer in LINE and importer != "data"
     if importer not in LINE:
         return False

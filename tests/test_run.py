@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import yaml
 
-from sempa_mlx.config import load_config
-from sempa_mlx.encoder.encoder import Encoder, EncoderSettings, read_settings
+from sempa_mlx.config_resolve import load_config
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.settings import EncoderSettings, read_settings
 from sempa_mlx.errors import UsageError
 from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.model.lora import adapter_weights
-from sempa_mlx.run import check_output, prepare_run, read_run_data
+from sempa_mlx.run.folder import check_output
+from sempa_mlx.run.inputs import read_run_data
+from sempa_mlx.run.prepare import prepare_run
 from tests.command import (
     done,
     files_below,
@@ -28,6 +31,7 @@ from tests.tiny import write_tiny_folder
 RUN_FILES = [
     "adapter_config.json",
     "adapters.safetensors",
+    "checkpoints",
     "config.yaml",
     "encoder.json",
     "metrics.jsonl",
@@ -89,7 +93,7 @@ def test_metrics_are_a_line_each_under_trl_names(finished):
     lines = metrics_of(finished[0])
     steps = [line for line in lines if "loss" in line]
     evaluations = [line for line in lines if "dev/spearman" in line]
-    assert [line["step"] for line in lines] == [0, 1, 1, 2, 2, 3, 3]
+    assert [line["step"] for line in lines if "dial" not in line] == [0, 1, 1, 2, 2, 3, 3]
     assert all(line.keys() == STEP_KEYS for line in steps)
     assert all(line.keys() == {"step", "dev/spearman", "best_step"} for line in evaluations)
     assert steps[0]["loss"] == pytest.approx(math.log(2), abs=1e-4)
@@ -106,10 +110,10 @@ def test_results_agree_with_the_metrics(finished):
         if "dev/spearman" in line
     }
     assert results["dev_scores"] == scores
-    assert results["base_dev_spearman"] == scores["0"]
+    assert results["base_dev_score"] == scores["0"]
     best = max(scores, key=lambda step: scores[step])
     assert results["best_step"] == int(best)
-    assert results["best_dev_spearman"] == scores[best]
+    assert results["best_dev_score"] == scores[best]
     assert (results["steps"], results["pairs"]) == (3, 12)
     assert results["versions"]["sempa-mlx"]
     assert results["machine"]["device"]
@@ -122,10 +126,10 @@ def test_the_adapter_that_is_kept_scores_what_the_results_say(finished, inputs):
     config = load_config(folder / "config.yaml").config
     task = read_run_data(config).dev_task
     found = evaluate_sts(Encoder.load(folder), [task])[0].spearman * 100
-    assert found == pytest.approx(results["best_dev_spearman"], abs=0.01)
+    assert found == pytest.approx(results["best_dev_score"], abs=0.01)
     base = Encoder.load(folder, settings=EncoderSettings(adapter_scale=0.0))
     found = evaluate_sts(base, [task])[0].spearman * 100
-    assert found == pytest.approx(results["base_dev_spearman"], abs=0.01)
+    assert found == pytest.approx(results["base_dev_score"], abs=0.01)
 
 
 def test_the_settings_of_a_run_can_be_used_again(finished, inputs):
@@ -197,7 +201,7 @@ def test_a_dev_set_without_an_order_gives_no_score_rather_than_a_wrong_one(input
     strict = {"parse_constant": lambda name: pytest.fail(f"{name} is no JSON")}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         json.loads(line, **strict)
-    assert json.loads((folder / "results.json").read_text(), **strict)["base_dev_spearman"] is None
+    assert json.loads((folder / "results.json").read_text(), **strict)["base_dev_score"] is None
     outcome = done(*training(inputs, dev=flat), "--adapter-path", folder, "--force")
     assert "no step beat the base on dev (undefined)" in outcome.out
 
@@ -206,7 +210,7 @@ def test_a_run_that_is_there_is_kept_unless_forced(finished, inputs, tmp_path):
     shutil.copytree(finished[0], tmp_path / "run")
     before = files_below(tmp_path)
     outcome = refused(2, *training(inputs), "--adapter-path", tmp_path / "run")
-    assert "add --force" in outcome.err
+    assert "--force to replace it" in outcome.err
     assert files_below(tmp_path) == before
     done(*training(inputs), "--adapter-path", tmp_path / "run", "--force", "--seed", 3)
     assert files_below(tmp_path) != before
@@ -271,7 +275,9 @@ def test_an_interrupted_run_keeps_its_best_adapter(inputs, tmp_path):
     next(events)  # the base is evaluated
     next(events)
     events.close()
-    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == RUN_FILES[:-1]
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == [
+        name for name in RUN_FILES if name not in ("checkpoints", "results.json")
+    ]
     assert len(metrics_of(tmp_path / "run")) == 2
     kept = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
     assert kept.keys() == adapter_weights(ready.loaded.model).keys()

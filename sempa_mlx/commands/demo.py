@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sempa_mlx.commands.train import outcome, train_and_show
-from sempa_mlx.config import SempaConfig, dump_config, load_config
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.config_resolve import dump_config, load_config
 from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
@@ -28,7 +29,8 @@ No network is needed."""
 def run_demo(console: Console, folder: Path) -> None:
     """Train (or reuse an earlier demo's run), compare, embed, search; print what comes next."""
     from sempa_mlx.encoder.encoder import Encoder
-    from sempa_mlx.run import RESULTS_FILE, check_output, read_run_data
+    from sempa_mlx.run.folder import RESULTS_FILE, check_output
+    from sempa_mlx.run.inputs import read_run_data
 
     started = time.perf_counter()
     run_folder = folder / "run"
@@ -65,7 +67,7 @@ def run_demo(console: Console, folder: Path) -> None:
 
 def is_finished(run_folder: Path, config: SempaConfig) -> bool:
     """Tell whether a folder holds a completed run of exactly these settings."""
-    from sempa_mlx.run import CONFIG_COPY, RESULTS_FILE
+    from sempa_mlx.run.folder import CONFIG_COPY, RESULTS_FILE
 
     copy = run_folder / CONFIG_COPY
     return (
@@ -89,7 +91,8 @@ def _compare(
     console: Console, trained: "Encoder", dev: "StsTask", test: "StsTask"
 ) -> dict[str, dict[str, float]]:
     """Print Spearman of base and trained model on both halves of the demo pairs."""
-    from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.settings import EncoderSettings
     from sempa_mlx.evaluation.sts import evaluate_sts
 
     base_settings = EncoderSettings(adapter_scale=0.0)  # scale 0 is the base, bit for bit

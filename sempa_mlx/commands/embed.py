@@ -88,7 +88,8 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
 
 def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     """Load the named model, else the run in ./adapters, else the default model."""
-    from sempa_mlx.encoder.encoder import Encoder, EncoderSettings, read_settings
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.settings import EncoderSettings, read_settings
     from sempa_mlx.model.lora import CONFIG_FILE, read_adapter_config
 
     run = request.adapter_path
@@ -146,9 +147,18 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
     file_format: str,
     batch_tokens: int,
 ) -> None:
-    from sempa_mlx.encoder.store import embed_to_file
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.store import embed_for_others, embed_to_file
+    from sempa_mlx.world import World
 
-    encoder = load_encoder(console, request)
+    world = World.join()
+    if world.rank:
+        console.mute()
+    loaded = load_encoder(console, request)
+    encoder = Encoder(loaded.loaded, loaded.settings, world=world)
+    if world.rank:
+        embed_for_others(encoder, texts, batch_tokens=batch_tokens)
+        return
     with console.progress("embedding", count, "texts") as advance:
         written = embed_to_file(
             encoder,

@@ -32,7 +32,8 @@ class Systems:
 
     def encoders(self, console: Console) -> Iterator[tuple[str, "Encoder"]]:
         """Yield (name, encoder), the base first; weights are loaded once a base or adapter."""
-        from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
+        from sempa_mlx.encoder.encoder import Encoder
+        from sempa_mlx.encoder.settings import EncoderSettings
         from sempa_mlx.model.lora import read_adapter_config
 
         if not (self.methods or self.adapters):

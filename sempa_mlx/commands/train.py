@@ -1,76 +1,115 @@
 """`sempa-mlx train`."""
 
+import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.config import Resolved, SempaConfig, load_config
+from sempa_mlx.commands.signals import stop_requests
+from sempa_mlx.config import OutputConfig, SempaConfig
+from sempa_mlx.config_resolve import Resolved, load_config
 from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
-    from sempa_mlx.run import RunData, TrainingRun
+    from sempa_mlx.run.inputs import RunData
+    from sempa_mlx.run.training_run import TrainingRun
+    from sempa_mlx.training.events import Evaluated
 
-INTERRUPTED = 130
+
+@dataclass(frozen=True, slots=True)
+class TrainRequest:
+    """What the user asked for: a recipe or file, overrides, flags by name, and how to start."""
+
+    source: str | None
+    sets: Sequence[str]
+    flags: dict[str, tuple[str, Any]]
+    dry_run: bool = False
+    force: bool = False
+    resume: bool = False
 
 
-def run_train(
-    console: Console,
-    source: str | None,
-    sets: Sequence[str],
-    flags: dict[str, tuple[str, Any]],
-    *,
-    dry_run: bool,
-    force: bool,
-) -> None:
+def run_train(console: Console, request: TrainRequest) -> None:
     """Train with a recipe or file and overrides; print the outcome and the next command."""
-    resolved = load_config(source, sets=sets, flags=flags)
+    resolved = _settings(request)
     console.say(f"settings: {resolved.origin}{_overrides(resolved)}")
     # mlx and mlx-lm take seconds to import, settings do not: say what was chosen first.
-    from sempa_mlx.run import check_output, read_run_data
+    from sempa_mlx.run.folder import check_output
+    from sempa_mlx.run.inputs import read_run_data
 
     config = resolved.config
-    check_output(Path(config.output.path), force=force or dry_run)
+    check_output(
+        Path(config.output.path), force=request.force or request.dry_run, resume=request.resume
+    )
     data = read_run_data(config)
     for note in data.notes:
         console.warn(note)
-    if dry_run:
+    if request.dry_run:
         _show_plan(console, config, data)
         return
-    run = train_and_show(console, config, data)
+    run = train_and_show(console, config, data, resume=request.resume)
     summary = run.summary()
     console.document(summary | {"output": str(run.folder)})
     console.result(outcome(run))
-    console.say(f"\nembed a text file:  sempa-mlx embed FILE.txt --adapter-path {run.folder}")
-    console.say(f"compare on STS:     sempa-mlx eval sts --adapter-path {run.folder}")
+    folder = shlex.quote(str(run.folder))
+    console.say(f"\nembed a text file:  sempa-mlx embed FILE.txt --adapter-path {folder}")
+    console.say(f"compare on STS:     sempa-mlx eval sts --adapter-path {folder}")
 
 
-def train_and_show(console: Console, config: SempaConfig, data: "RunData") -> "TrainingRun":
-    """Prepare and train with live progress; on Ctrl-C say what is kept and exit."""
-    from sempa_mlx.run import prepare_run
+def _settings(request: TrainRequest) -> Resolved:
+    """Resolve the settings; a run that goes on starts from those in its folder."""
+    source: str | Path | None = request.source
+    if request.resume and source is None:
+        from sempa_mlx.run.folder import CONFIG_COPY, check_output
 
+        folder = Path(request.flags.get("--adapter-path", ("", OutputConfig().path))[1])
+        check_output(folder, resume=True)
+        source = folder / CONFIG_COPY
+    return load_config(source, sets=request.sets, flags=request.flags)
+
+
+def train_and_show(
+    console: Console, config: SempaConfig, data: "RunData", *, resume: bool = False
+) -> "TrainingRun":
+    """Prepare and train with live progress; on a signal save, say how to go on, and exit."""
+    from sempa_mlx.run.prepare import prepare_run
+    from sempa_mlx.run.resume import resume as continue_run
+    from sempa_mlx.world import World
+
+    world = World.join()
+    if world.rank:
+        console.mute()
     with console.working(f"loading {config.model.name}"):
-        run = prepare_run(config, data)
+        run = prepare_run(config, data, world)
+    if resume:
+        for problem in continue_run(run):
+            console.warn(f"passed over: {problem}")
     console.facts(run.facts())
+    if resume:
+        console.say(f"going on after step {run.progress.step}")
     if run.scorer.path == "plain" and config.train.scoring == "auto":
         console.warn("this model's layers cannot share prompts: plain scoring, about 2x slower")
-    try:
+    with stop_requests() as stop:
         with console.steps(run.trainer.num_steps) as show:
-            _follow(console, run, show)
-    except KeyboardInterrupt:
-        console.warn(
-            f"stopped after step {run.last_step} of {run.trainer.num_steps}; "
-            f"the best adapter so far (step {run.best_step}) is in {run.folder}"
-        )
-        sys.exit(INTERRUPTED)
+            _follow(console, run, show, stop)
+        if run.is_stopped:
+            console.warn(
+                f"stopped after step {run.progress.step} of {run.trainer.num_steps}; the best "
+                f"adapter so far (step {run.progress.best_step}) is in {run.folder}; go on with: "
+                f"sempa-mlx train --resume --adapter-path {shlex.quote(str(run.folder))}"
+            )
+            sys.exit(stop.exit_code)
     return run
 
 
-def _follow(console: Console, run: "TrainingRun", show: Any) -> None:  # noqa: ANN401 - a callback
-    from sempa_mlx.training.trainer import Evaluated, StepDone
+def _follow(
+    console: Console, run: "TrainingRun", show: Callable[..., None], stop: Callable[[], bool]
+) -> None:
+    from sempa_mlx.training.events import DialSearched, Evaluated, StepDone
 
     learning = ""
-    for event in run.events():
+    for event in run.events(stop):
         if isinstance(event, StepDone):
             facts = _facts(event.metrics)
             learning = "  ".join(facts[:2])
@@ -78,34 +117,51 @@ def _follow(console: Console, run: "TrainingRun", show: Any) -> None:  # noqa: A
         elif isinstance(event, Evaluated):
             mark = "  best so far" if event.step == event.best_step and event.step else ""
             name = "base" if event.step == 0 else f"step {event.step}"
-            console.say(f"  {name:<9} dev Spearman {event.score:6.2f}  {learning}{mark}".rstrip())
+            console.say(f"  {name:<9} dev {_scores(event)}  {learning}{mark}".rstrip())
+        elif isinstance(event, DialSearched):
+            tried = ", ".join(f"{scale:g}: {score:.2f}" for scale, score in event.scores.items())
+            console.say(f"  dial      dev Spearman by adapter scale: {tried}; kept {event.scale:g}")
         else:
             console.warn(f"step {event.step} skipped: loss or gradient not finite")
 
 
+def _scores(event: "Evaluated") -> str:
+    """Name what an evaluation found; the scale only where several were tried."""
+    metrics = event.score.metrics
+    text = f"Spearman {metrics['dev/spearman']:6.2f}"
+    if event.score.scale != 1:
+        text += f" ({metrics[f'dev/spearman@{event.score.scale:g}']:.2f} at {event.score.scale:g})"
+    if "eval/loss" in metrics:
+        text += f"  loss {metrics['eval/loss']:.3f}  acc {metrics['eval/accuracies']:.3f}"
+    return text
+
+
 def _facts(metrics: dict[str, float]) -> list[str]:
     """Name the figures of a step, the most important first: a narrow terminal shows the first."""
-    return [
-        f"loss {metrics['loss']:.3f}",
-        f"acc {metrics['rewards/accuracies']:.2f}",
-        f"{metrics['pairs_per_second']:.1f} pairs/s",
-        f"{metrics['peak_memory_gb']:.1f} GB",
-        f"margin {metrics['rewards/margins']:.2f}",
-        f"{metrics['tokens_per_second']:.0f} tok/s",
-        f"lr {metrics['learning_rate']:.1e}",
-    ]
+    shown = {
+        "loss": "loss {:.3f}",
+        "rewards/accuracies": "acc {:.2f}",
+        "pairs_per_second": "{:.1f} pairs/s",
+        "peak_memory_gb": "{:.1f} GB",
+        "rewards/margins": "margin {:.2f}",
+        "tokens_per_second": "{:.0f} tok/s",
+        "learning_rate": "lr {:.1e}",
+    }
+    return [text.format(metrics[name]) for name, text in shown.items() if name in metrics]
 
 
 def outcome(run: "TrainingRun") -> str:
     """Say in one line what training did to the dev score, whichever way it went."""
     summary = run.summary()
-    base, best = (_shown(summary[f"{which}_dev_spearman"]) for which in ("base", "best"))
+    what = {"spearman": "dev Spearman", "loss": "-dev loss", "accuracy": "dev accuracy"}
+    name = what[summary["metric"]]
+    base, best = (_shown(summary[f"{which}_dev_score"]) for which in ("base", "best"))
     minutes = summary["seconds"] / 60
-    if run.best_step == 0:
+    if run.progress.best_step == 0:
         return f"no step beat the base on dev ({base}); {run.folder} holds a neutral adapter"
     return (
-        f"dev Spearman {base} -> {best} (step {run.best_step} of {run.last_step}, "
-        f"{minutes:.1f} min); adapter in {run.folder}"
+        f"{name} {base} -> {best} (step {run.progress.best_step} of {run.progress.step}, "
+        f"scale {run.best_scale:g}, {minutes:.1f} min); adapter in {run.folder}"
     )
 
 

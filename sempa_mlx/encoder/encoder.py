@@ -7,7 +7,7 @@ tokens are run once a batch. Results do not depend on batch size, order or paddi
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,46 +16,37 @@ import numpy as np
 
 from sempa_mlx.data.batching import group_by_length
 from sempa_mlx.encoder.methods import METHODS, pool
-from sempa_mlx.errors import ModelError, Problem, UsageError
+from sempa_mlx.encoder.settings import SETTINGS_FILE, EncoderSettings, read_settings
+from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
 from sempa_mlx.model.forward import (
     SharedPrefixUnsupportedError,
     common_prefix,
     final_hidden,
-    text_model,
 )
+from sempa_mlx.model.head import text_model
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
 from sempa_mlx.model.prompts import tokenize_texts
+from sempa_mlx.world import World
 
-SETTINGS_FILE = "encoder.json"
 MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
-_STORED = {  # JSON types of the settings in `encoder.json`
-    "method": str,
-    "max_tokens": int,
-    "normalize": bool,
-    "truncate_dim": int | None,
-    "adapter_scale": int | float,
-}
 PROBE = ("A short sentence", "One more sentence, somewhat longer than the first")
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderSettings:
-    """How vectors are made; saved beside the adapter as `encoder.json`."""
-
-    method: str = "prompteol"
-    max_tokens: int = 512
-    normalize: bool = True
-    truncate_dim: int | None = None
-    adapter_scale: float = 1.0
 
 
 class Encoder:
     """A language model with one embedding method."""
 
-    def __init__(self, loaded: LoadedModel, settings: EncoderSettings | None = None) -> None:
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: EncoderSettings | None = None,
+        *,
+        world: World | None = None,
+    ) -> None:
         """Wrap a loaded model; `loaded` may carry an adapter.
+
+        The processes of `world` share the texts, and all of them get all vectors.
 
         Raises:
             UsageError: there is no such method.
@@ -67,6 +58,7 @@ class Encoder:
             )
         self.loaded = loaded
         self.settings = settings
+        self._world = world or World()
         self.method = METHODS[settings.method]
         self._hidden_size = int(text_model(loaded.model).args.hidden_size)
         cut = settings.truncate_dim
@@ -102,6 +94,10 @@ class Encoder:
             load_adapter(loaded, Path(adapter_path))
             settings = settings or read_settings(Path(adapter_path))
         return cls(loaded, settings)
+
+    def with_scale(self, scale: float) -> "Encoder":
+        """Return an encoder of the same model with its adapter at another scale."""
+        return Encoder(self.loaded, replace(self.settings, adapter_scale=scale), world=self._world)
 
     @property
     def dim(self) -> int:
@@ -154,9 +150,10 @@ class Encoder:
             list(slots), self.method.template, self.loaded.tokenizer, self.settings.max_tokens
         )
         places = list(slots.values())
-        vectors = np.empty((len(texts), self.dim), dtype=np.float32)
+        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
+        groups = group_by_length([len(row) for row in tokenized.rows], batch_tokens)
         with dialled(self.loaded.model, self.settings.adapter_scale):
-            for group in group_by_length([len(row) for row in tokenized.rows], batch_tokens):
+            for group in self._world.share(groups):
                 done = 0
                 found = self._forward([tokenized.rows[index] for index in group])
                 for vector, index in zip(found, group, strict=True):
@@ -164,22 +161,40 @@ class Encoder:
                     done += len(places[index])
                 if on_progress:
                     on_progress(done)
-        return vectors, tokenized.num_truncated
+        return self._world.joined(vectors), tokenized.num_truncated
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
+        """Return the tokens of each text in the method's template."""
+        template, longest = self.method.template, self.settings.max_tokens
+        return tokenize_texts(texts, template, self.loaded.tokenizer, longest).rows
 
     def _forward(self, rows: Sequence[tuple[int, ...]]) -> np.ndarray:
         """Run one batch: (rows, dim) float32."""
-        shared = common_prefix(rows) if self.method.pooling == "last" else 0
-        if shared < MIN_SHARED or not self._shares_exactly():
-            shared = 0
-        try:
-            pooled = self._pooled(rows, shared)
-        except SharedPrefixUnsupportedError:  # longer than the model's attention window
-            pooled = self._pooled(rows, 0)
-        vectors = np.array(pooled)[:, : self.dim]
+        vectors = np.array(self.pooled(rows))[:, : self.dim]
         if self.settings.normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
             vectors /= np.where(norms > 0, norms, 1.0)
         return vectors
+
+    def pooled(self, rows: Sequence[tuple[int, ...]]) -> mx.array:
+        """Return the embeddings of tokenised texts as they leave the model, with gradients.
+
+        The adapter works as it is dialled at the moment, whatever `settings.adapter_scale` says.
+        Call it once before a gradient is taken through it: the first call looks at the model.
+
+        Args:
+            rows: what `tokenize` returned; one forward pass runs them all.
+
+        Returns:
+            (rows, hidden size) float32, neither cut nor of unit length.
+        """
+        shared = common_prefix(rows) if self.method.pooling == "last" else 0
+        if shared < MIN_SHARED or not self._shares_exactly():
+            shared = 0
+        try:
+            return self._pooled(rows, shared)
+        except SharedPrefixUnsupportedError:  # longer than the model's attention window
+            return self._pooled(rows, 0)
 
     def _pooled(self, rows: Sequence[tuple[int, ...]], shared: int) -> mx.array:
         hidden = final_hidden(self.loaded.model, rows, shared)
@@ -237,29 +252,3 @@ class Encoder:
         """Write `encoder.json` into a run folder."""
         text = json.dumps(self.describe(), indent=2, ensure_ascii=False) + "\n"
         write_text(folder / SETTINGS_FILE, text)
-
-
-def read_settings(folder: Path) -> EncoderSettings:
-    """Read the settings part of `encoder.json`; adapters made elsewhere have none and get defaults.
-
-    Raises:
-        ModelError: the file is there but cannot be used.
-    """
-    path = folder / SETTINGS_FILE
-    if not path.is_file():
-        return EncoderSettings()
-    try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [name for name, kind in _STORED.items() if not isinstance(stored[name], kind)]
-        if wrong:
-            raise TypeError(f"wrong type: {', '.join(wrong)}")
-        settings = EncoderSettings(**{name: stored[name] for name in _STORED})
-        expected = METHODS[settings.method].template.fingerprint
-        found = stored["template"]["fingerprint"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
-    if found != expected:
-        raise ModelError(
-            Problem("made with another version of its template", str(path), fix="train again")
-        )
-    return settings

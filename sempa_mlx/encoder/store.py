@@ -96,6 +96,12 @@ def embed_to_file(
     return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated)
 
 
+def embed_for_others(encoder: Encoder, texts: Iterable[str], *, batch_tokens: int = 4096) -> None:
+    """Do this process's share of `embed_to_file`, which another process of its world calls."""
+    for _ in _windows(encoder, texts, batch_tokens, None, _Tally()):
+        pass
+
+
 def embed_to_stream(
     encoder: Encoder,
     texts: Iterable[str],

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.model.forward import target_logps, text_model
+from sempa_mlx.model.head import target_logps, text_model
 
 WINDOW = 512
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from sempa_mlx.encoder.encoder import SETTINGS_FILE
+from sempa_mlx.encoder.settings import SETTINGS_FILE
 from sempa_mlx.errors import UsageError
 from sempa_mlx.files import write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf

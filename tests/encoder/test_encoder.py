@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.encoder.encoder import SETTINGS_FILE, Encoder, EncoderSettings, read_settings
+from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.methods import METHODS
+from sempa_mlx.encoder.settings import SETTINGS_FILE, EncoderSettings, read_settings
 from sempa_mlx.errors import ModelError, UsageError
 from sempa_mlx.model.lora import adapter_weights, attach, save_adapter
 from sempa_mlx.model.prompts import tokenize_texts

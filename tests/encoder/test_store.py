@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from sempa_mlx.encoder import store
-from sempa_mlx.encoder.encoder import Encoder, EncoderSettings
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.encoder.store import embed_to_file, embed_to_stream, format_of, nearest
 from sempa_mlx.errors import DataError, ResourceError, UsageError
 from tests.tiny import tiny_loaded

@@ -1,0 +1,1 @@
+"""One training run, put together from data, model, objectives, encoder and evaluation."""

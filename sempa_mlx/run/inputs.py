@@ -1,0 +1,73 @@
+"""What a run reads: preference rows and dev pairs, and where they came from. It needs no model."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.data.preferences import PreferenceReport, read_preferences
+from sempa_mlx.data.readers import read_lines
+from sempa_mlx.data.records import PreferenceRecord, StsTask
+from sempa_mlx.data.sources import Source, dev_source, training_source
+from sempa_mlx.data.sts_sets import load_dev_pairs
+from sempa_mlx.errors import ConfigError, DataError, Problem
+from sempa_mlx.run.trackers import check_tracker
+
+
+@dataclass(slots=True)
+class RunData:
+    """Rows to train on, rows to validate on (may be none), and dev pairs."""
+
+    train: Source
+    report: PreferenceReport
+    records: tuple[PreferenceRecord, ...]
+    dev: Source
+    dev_task: StsTask
+    dev_records: tuple[PreferenceRecord, ...] = ()
+    kl_text: str = ""
+
+    @property
+    def notes(self) -> list[str]:
+        """Remarks the user should see, such as a fallback to the demo data."""
+        return [source.note for source in (self.train, self.dev) if source.note]
+
+
+def read_run_data(config: SempaConfig) -> RunData:
+    """Read training rows, validation rows and dev pairs.
+
+    Raises:
+        ConfigError: the best step is chosen by rows that are not named.
+        DataError: a file is missing or malformed; all faults of a file at once.
+    """
+    if config.eval.metric != "spearman" and config.data.dev is None:
+        what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
+        raise ConfigError(Problem(what, fix="set data.dev"), state="nothing was started")
+    check_tracker(config.output.report_to)
+    train = training_source(config.data.train)
+    data = read_preferences(
+        train.path,
+        template=config.data.template,
+        system=config.data.system,
+        limit=config.data.limit,
+        candidates=config.candidates,
+        skip_faulty=train.is_downloaded,
+    )
+    dev = dev_source(config.eval.data)
+    pairs = load_dev_pairs(dev.path, config.eval.pairs)
+    found = RunData(train, data.report, data.records, dev, StsTask("dev", "dev", pairs))
+    if config.data.dev is not None:
+        found.dev_records = read_preferences(
+            training_source(config.data.dev).path,
+            template=config.data.template,
+            system=config.data.system,
+            candidates=config.candidates,
+        ).records
+    if "kl" in config.objective.terms and config.objective.kl_text is not None:
+        found.kl_text = _read_text(Path(config.objective.kl_text))
+    return found
+
+
+def _read_text(path: Path) -> str:
+    text = "\n".join(line.text for line in read_lines(path))
+    if not text.strip():
+        raise DataError(Problem("the file is empty", str(path)), state="nothing was started")
+    return text

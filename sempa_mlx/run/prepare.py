@@ -1,0 +1,93 @@
+"""Make a run ready: load the model, tokenise, attach the adapter, choose how to score."""
+
+import time
+from collections.abc import Sequence
+
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.data.records import PreferenceRecord
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.settings import EncoderSettings
+from sempa_mlx.errors import DataError, Problem
+from sempa_mlx.model.load import LoadedModel, load_model
+from sempa_mlx.model.lora import attach
+from sempa_mlx.model.prompts import TokenizedPreferences, tokenize_preferences
+from sempa_mlx.model.scoring import Scorer, choose_scoring
+from sempa_mlx.run.identity import run_identity
+from sempa_mlx.run.inputs import RunData
+from sempa_mlx.run.selection import DevEvaluation
+from sempa_mlx.run.terms import preference_term, training_terms
+from sempa_mlx.run.training_run import TrainingRun
+from sempa_mlx.training.trainer import Trainer
+from sempa_mlx.world import World
+
+
+def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) -> TrainingRun:
+    """Load the model, tokenise, attach the adapter, choose the scoring path.
+
+    Raises:
+        ModelError: the model cannot be loaded.
+        DataError: no row fits `model.max_tokens`.
+    """
+    started = time.perf_counter()
+    world = world or World()
+    loaded = load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype)
+    tokenized = _tokenize(config, data.records, loaded, str(data.train.path))
+    attach(loaded.model, config.lora, config.train.seed)
+    scorer = choose_scoring(
+        loaded.model,
+        tokenized.rows,
+        loaded.dtype,
+        config.train.scoring,
+        checkpoint=config.train.grad_checkpoint,
+    )
+    encoder = Encoder(loaded, EncoderSettings(max_tokens=config.model.max_tokens), world=world)
+    trainer = Trainer(
+        loaded.model,
+        training_terms(config, loaded, tokenized, scorer, encoder, data.kl_text),
+        [scorer.own_tokens(row) for row in tokenized.rows],
+        config.train,
+        plus_ratio=config.lora.plus_ratio,
+        world=world,
+    )
+    return TrainingRun(
+        config,
+        data,
+        loaded,
+        encoder,
+        trainer,
+        scorer,
+        _evaluation(config, data, loaded, encoder),
+        run_identity(config, loaded, tokenized.rows, data.dev_task),
+        len(tokenized.rows),
+        tokenized.num_too_long,
+        world,
+        started,
+    )
+
+
+def _tokenize(
+    config: SempaConfig, records: Sequence[PreferenceRecord], loaded: LoadedModel, place: str
+) -> TokenizedPreferences:
+    tokenized = tokenize_preferences(records, loaded.tokenizer, config.model.max_tokens)
+    if not tokenized.rows:
+        raise DataError(
+            Problem(
+                f"all {len(records)} rows are longer than {config.model.max_tokens} tokens",
+                place=place,
+                fix="raise model.max_tokens",
+            ),
+            state="nothing was trained",
+        )
+    return tokenized
+
+
+def _evaluation(
+    config: SempaConfig, data: RunData, loaded: LoadedModel, encoder: Encoder
+) -> DevEvaluation:
+    """Return what scores the model; validation rows share prompts of their own."""
+    validation = None
+    if data.dev_records:
+        rows = _tokenize(config, data.dev_records, loaded, str(config.data.dev)).rows
+        scorer: Scorer = choose_scoring(loaded.model, rows, loaded.dtype, config.train.scoring)
+        validation = preference_term(config, loaded, rows, scorer)
+    return DevEvaluation(encoder, data.dev_task, config.eval, validation)

@@ -1,0 +1,91 @@
+"""The terms of a run's loss, made from its settings."""
+
+from collections.abc import Sequence
+
+from sempa_mlx import runtime
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.data.records import PreferenceRecord
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.load import LoadedModel
+from sempa_mlx.model.prompts import TokenizedPreferences
+from sempa_mlx.model.scoring import Scorer
+from sempa_mlx.training.embedding_term import EmbeddingTerm, SentenceRow
+from sempa_mlx.training.kl_term import completion_kl, text_kl
+from sempa_mlx.training.preference_term import PreferenceTerm
+from sempa_mlx.training.reference import Reference
+from sempa_mlx.training.reference_store import ReferenceStore, default_folder, store_path
+from sempa_mlx.training.terms import Objective
+from sempa_mlx.training.trainer import Term, micro_batch_tokens
+
+
+def preference_term(
+    config: SempaConfig, loaded: LoadedModel, rows: Sequence[TokenRow], scorer: Scorer
+) -> PreferenceTerm:
+    """Return the term over completions, with its reference."""
+    online = config.train.reference == "online"
+    store = None
+    if not online:
+        candidates = len(rows[0].completions)
+        path = store_path(
+            default_folder(),
+            fingerprint=loaded.fingerprint,
+            dtype=str(loaded.dtype).removeprefix("mlx.core."),
+            device=runtime.machine().device,
+            candidates=candidates,
+        )
+        store = ReferenceStore(path, candidates)
+    reference = Reference(loaded.model, scorer, rows, store=store, online=online)
+    tokens = micro_batch_tokens(config.train)
+    return PreferenceTerm(loaded.model, rows, scorer, reference, config.objective, tokens)
+
+
+def training_terms(
+    config: SempaConfig,
+    loaded: LoadedModel,
+    preferences: TokenizedPreferences,
+    scorer: Scorer,
+    encoder: Encoder,
+    kl_text: str,
+) -> dict[str, Term]:
+    """Return the terms of the loss by name; without `kl_text` the completions are held."""
+    terms: dict[str, Term] = {}
+    if Objective(config.objective).is_used:
+        terms["preference"] = preference_term(config, loaded, preferences.rows, scorer)
+    if "embedding" in config.objective.terms:
+        sentences = sentence_rows(preferences.records, encoder)
+        terms["embedding"] = EmbeddingTerm(
+            loaded.model,
+            sentences,
+            encoder.pooled,
+            config.objective,
+            micro_batch_tokens(config.train),
+        )
+        encoder.pooled(sentences[0].candidates)  # looks at the model before gradients are taken
+    if "kl" in config.objective.terms:
+        terms["kl"] = _kl_term(config, loaded, preferences.rows, scorer, kl_text)
+    return terms
+
+
+def _kl_term(
+    config: SempaConfig,
+    loaded: LoadedModel,
+    rows: Sequence[TokenRow],
+    scorer: Scorer,
+    text: str,
+) -> Term:
+    weight, batch_tokens = config.objective.terms["kl"], micro_batch_tokens(config.train)
+    if not text:
+        return completion_kl(loaded.model, weight, rows, scorer, batch_tokens)
+    tokens = loaded.tokenizer.encode(text)
+    return text_kl(loaded.model, weight, tokens, config.objective.kl_tokens, batch_tokens)
+
+
+def sentence_rows(records: Sequence[PreferenceRecord], encoder: Encoder) -> list[SentenceRow]:
+    """Put anchors and candidates into the encoder's own template."""
+    texts = [text for record in records for text in (record.anchor, *record.candidates)]
+    tokens = iter(encoder.tokenize(texts))
+    return [
+        SentenceRow(next(tokens), tuple(next(tokens) for _ in record.candidates))
+        for record in records
+    ]

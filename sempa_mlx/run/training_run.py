@@ -1,0 +1,244 @@
+"""A training run that goes on: events out, and everything it leaves in its folder.
+
+Settings are written first, metrics line by line, the adapter whenever a better one is found, and a
+checkpoint from time to time: a run that is stopped leaves the best adapter so far, and can go on.
+"""
+
+import json
+import math
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+import mlx.core as mx
+
+from sempa_mlx import runtime
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.config_resolve import dump_config
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.files import write_text
+from sempa_mlx.model.load import LoadedModel
+from sempa_mlx.model.lora import adapter_weights, save_adapter
+from sempa_mlx.model.scoring import Scorer
+from sempa_mlx.run.folder import CHECKPOINTS, CONFIG_COPY, METRICS_FILE, RESULTS_FILE
+from sempa_mlx.run.inputs import RunData
+from sempa_mlx.run.selection import DevEvaluation, best_scale
+from sempa_mlx.run.trackers import Tracker, numbers, tracking
+from sempa_mlx.training.checkpoint import Checkpoint, save_checkpoint
+from sempa_mlx.training.events import DialSearched, Evaluated, Event, StepDone, StepSkipped
+from sempa_mlx.training.trainer import Progress, Trainer, count_parameters
+from sempa_mlx.world import World
+
+
+@dataclass(slots=True)
+class TrainingRun:
+    """A run that is ready to go. Iterate over `events`, then read `summary`."""
+
+    config: SempaConfig
+    data: RunData
+    loaded: LoadedModel
+    encoder: Encoder
+    trainer: Trainer
+    scorer: Scorer
+    evaluation: DevEvaluation
+    identity: dict[str, str]
+    num_rows: int
+    num_too_long: int
+    world: World = field(default_factory=World)
+    started: float = field(default_factory=time.perf_counter)
+    scores: dict[str, float] = field(default_factory=dict)
+    best_weights: dict[str, mx.array] = field(default_factory=dict)
+    dial: dict[float, float] = field(default_factory=dict)
+    num_lines: int = 0
+    is_stopped: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """The run folder."""
+        return Path(self.config.output.path)
+
+    @property
+    def progress(self) -> Progress:
+        """How far the run is."""
+        return self.trainer.progress
+
+    def facts(self) -> dict[str, str]:
+        """Return the header of a run: what is trained, on what, with what."""
+        config, loaded, report = self.config, self.loaded, self.data.report
+        machine = runtime.machine()
+        trainable, total = count_parameters(loaded.model)
+        dtype = str(loaded.dtype).removeprefix("mlx.core.")
+        dropped = sum(count for _, count in report.dropped) + self.num_too_long
+        kind = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA"}[config.lora.kind]
+        return {
+            "model": f"{loaded.location.name} ({loaded.location.origin}), {dtype}",
+            "device": f"{machine.device}, {machine.name}, {machine.memory_gb:.0f} GB",
+            "data": f"{self.data.train.label}: {self.num_rows} pairs ({dropped} dropped)",
+            "dev": f"{self.data.dev.label}: {len(self.data.dev_task.pairs)} pairs, Spearman",
+            "adapter": f"{kind} rank {config.lora.rank}, scale {config.lora.scale:g} "
+            f"(alpha {config.lora.alpha:g}), {trainable:,} of {total:,} weights",
+            "objective": f"{config.objective.loss}, beta {config.objective.beta:g}, "
+            f"{self.scorer.path} scoring, {self.scorer.shared} shared prompt tokens",
+            "steps": f"{self.trainer.num_steps} of {config.train.batch_size} pairs, peak learning "
+            f"rate {config.train.learning_rate:g}, {config.train.schedule}",
+            "memory": f"about {self.trainer.estimate_peak_gb():.1f} GB at the peak of a step",
+            "output": str(self.folder),
+        }
+
+    def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
+        """Train; write what comes; yield every event.
+
+        `should_stop` is asked after each: then a checkpoint is written, `is_stopped` set, and no
+        more events come.
+        """
+        settings = self.config.model_dump(mode="json")
+        tracker = None if self.world.rank else self.config.output.report_to
+        with self._log() as log, tracking(tracker, self.folder, settings) as track:
+            for event in self.trainer.run(self.evaluation, self.config.eval):
+                self._keep(event, log, track)
+                yield event
+                self.is_stopped = self.world.any(should_stop())
+                if self.is_stopped or self._is_due(event):
+                    self.save()
+                if self.is_stopped:
+                    return
+            if self._can_dial():
+                found = self._search_dial()
+                self._keep(found, log, track)
+                yield found
+        self._write(RESULTS_FILE, json.dumps(self.summary(), indent=2) + "\n")
+
+    def _log(self) -> Any:  # noqa: ANN401 - a file, or nothing for processes that write nothing
+        """Open the metrics: behind the lines that belong to the steps done, if any."""
+        if self.world.rank:
+            return nullcontext()
+        (self.folder / RESULTS_FILE).unlink(missing_ok=True)  # would vouch for an unfinished run
+        write_text(self.folder / CONFIG_COPY, dump_config(self.config))
+        path = self.folder / METRICS_FILE
+        lines = path.read_text(encoding="utf-8").splitlines(True) if self.num_lines else []
+        write_text(path, "".join(lines[: self.num_lines]))
+        if not self.num_lines:  # a new run: what an earlier one left is not its past
+            shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+            self.encoder.save_settings(self.folder)
+        return path.open("a", encoding="utf-8")
+
+    def _write(self, name: str, text: str) -> None:
+        if not self.world.rank:
+            write_text(self.folder / name, text)
+
+    def _keep(self, event: Event, log: IO[str] | None, track: Tracker) -> None:
+        if isinstance(event, DialSearched):
+            self.dial = event.scores
+            self._set_scale(event.scale)
+        if isinstance(event, Evaluated):
+            self.scores[str(event.step)] = event.score.value
+            if event.weights is not None:
+                self.best_weights = event.weights
+                self._save_best(event)
+        self.num_lines += 1
+        record = as_record(event)
+        track(numbers(record), self.progress.step)
+        if log is not None:
+            log.write(json.dumps(record) + "\n")
+            log.flush()
+
+    def _save_best(self, event: Evaluated) -> None:
+        if self.world.rank or event.weights is None:
+            return
+        save_adapter(self.folder, event.weights, self.config.lora, self.loaded)
+        self._set_scale(event.score.scale)
+
+    def _set_scale(self, scale: float) -> None:
+        if not self.world.rank:
+            self.encoder.with_scale(scale).save_settings(self.folder)
+
+    def _is_due(self, event: Event) -> bool:
+        every = self.config.output.save_every
+        if every is None:
+            return isinstance(event, Evaluated) and event.step > 0
+        return isinstance(event, StepDone | StepSkipped) and event.step % every == 0
+
+    def save(self) -> None:
+        """Write a checkpoint: what it takes to continue from here, bit for bit."""
+        if self.world.rank:
+            return
+        state = {
+            "progress": asdict(self.progress),
+            "scores": {step: _defined(score) for step, score in self.scores.items()},
+            "seconds": time.perf_counter() - self.started,
+            "num_lines": self.num_lines,
+        }
+        checkpoint = Checkpoint(
+            self.progress.step,
+            adapter_weights(self.loaded.model),
+            self.trainer.optimizer_state(),
+            state,
+            self.identity,
+        )
+        save_checkpoint(self.folder / CHECKPOINTS, checkpoint, self.config.output.keep)
+
+    def _can_dial(self) -> bool:
+        settings = self.config.eval
+        return bool(settings.dial and settings.metric == "spearman" and self.progress.best_step)
+
+    def _search_dial(self) -> DialSearched:
+        """Try the kept adapter at other scales."""
+        progress = self.progress
+        found = {progress.best_scale: progress.best_score}
+        if not self.config.eval.dial_always:
+            self.loaded.model.load_weights(list(self.best_weights.items()), strict=False)
+            found |= self.evaluation.spearman(self.config.eval.dial or ())
+        return DialSearched(progress.best_step, best_scale(found), found)
+
+    def summary(self) -> dict[str, Any]:
+        """Return the outcome: base and best dev score, steps, time, machine."""
+        progress = self.progress
+        return {
+            "metric": self.config.eval.metric,
+            "base_dev_score": _defined(self.scores.get("0")),
+            "best_dev_score": _defined(max(self.dial.values(), default=progress.best_score)),
+            "best_step": progress.best_step,
+            "best_scale": self.best_scale,
+            "steps": progress.step,
+            "pairs": self.num_rows,
+            "dev_scores": {step: _defined(score) for step, score in self.scores.items()},
+            "dial": {f"{scale:g}": _defined(score) for scale, score in self.dial.items()},
+            "seconds": round(time.perf_counter() - self.started, 1),
+            "peak_memory_gb": round(runtime.peak_memory_gb(), 2),
+            "peak_process_gb": round(runtime.peak_process_gb(), 2),
+            "machine": asdict(runtime.machine()),
+            "versions": runtime.package_versions(),
+            "model": {
+                "name": self.loaded.location.name,
+                "origin": self.loaded.location.origin,
+                "revision": self.loaded.location.revision,
+                "fingerprint": self.loaded.fingerprint,
+            },
+        }
+
+    @property
+    def best_scale(self) -> float:
+        """The scale of the adapter with the best dev score."""
+        return best_scale(self.dial) if self.dial else self.progress.best_scale
+
+
+def _defined(score: float | None) -> float | None:
+    """Return None for NaN, the score of vectors that are all alike: JSON knows no NaN."""
+    return None if score is None or math.isnan(score) else score
+
+
+def as_record(event: Event) -> dict[str, Any]:
+    """Return an event as one line of metrics.jsonl."""
+    if isinstance(event, StepDone):
+        return {"step": event.step, **event.metrics}
+    if isinstance(event, Evaluated):
+        metrics = {name: _defined(value) for name, value in event.score.metrics.items()}
+        return {"step": event.step, **metrics, "best_step": event.best_step}
+    if isinstance(event, DialSearched):
+        scores = {f"{scale:g}": _defined(score) for scale, score in event.scores.items()}
+        return {"step": event.step, "best_scale": event.scale, "dial": scores}
+    return {"step": event.step, "skipped_rows": event.rows}

@@ -1,0 +1,78 @@
+"""Two local processes under mlx.launch do what one does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from tests.command import done, training, write_pairs, write_triplets
+from tests.tiny import write_tiny_folder
+
+LAUNCH = Path(sys.executable).with_name("mlx.launch")
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_folder(folder / "base", num_hidden_layers=1)
+    write_triplets(folder / "pairs.jsonl")
+    write_pairs(folder / "dev.tsv")
+    return folder
+
+
+def launched(*arguments):
+    """Run `sempa-mlx ARGUMENTS` in two processes joined by a ring of sockets."""
+    command = [LAUNCH, "-n", "2", "--backend", "ring", "--", sys.executable, "-m", "sempa_mlx"]
+    found = subprocess.run(
+        [str(word) for word in (*command, *arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+    assert found.returncode == 0, found.stdout + found.stderr
+    return found
+
+
+def steps_of(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [line for line in lines if "loss" in line]
+
+
+@pytest.mark.parametrize("loss", ["sigmoid", "0.5 sigmoid + embedding + 0.1 kl"])
+def test_training_follows_the_curve_of_one_process(loss, inputs, tmp_path):
+    """Batches of 5 of 12 rows: the processes get unequal shares, and the last batch has two."""
+    sets = ["--set", f"objective.loss={loss}", "--set", "train.epochs=2", "--iters", 6]
+    command = [*training(inputs), *sets, "--batch-size", 5]
+    done(*command, "--adapter-path", tmp_path / "one")
+    launched(*command, "--adapter-path", tmp_path / "two")
+    one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")
+    assert [step["step"] for step in two] == [1, 2, 3, 4, 5, 6], "one process writes"
+    for left, right in zip(one, two, strict=True):
+        names = ["loss", "rewards/margins", "logps/chosen"]
+        if left["step"] > 1:  # margins of step 1 are zero up to rounding
+            names.append("rewards/accuracies")
+        for name in names:
+            assert right[name] == pytest.approx(left[name], abs=1e-4), name
+        assert right["grad_norm"] == pytest.approx(left["grad_norm"], rel=1e-3)
+    left, right = (
+        mx.load(str(tmp_path / each / "adapters.safetensors")) for each in ("one", "two")
+    )
+    for name, value in left.items():
+        np.testing.assert_allclose(np.array(right[name]), np.array(value), atol=1e-4)
+
+
+def test_embedding_gives_the_vectors_of_one_process(inputs, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("".join(f"A man reads {number} books.\n" for number in range(40)))
+    command = ["embed", texts, "--model", inputs / "base", "--batch-tokens", 128]
+    done(*command, "-o", tmp_path / "one.npy")
+    found = launched(*command, "-o", tmp_path / "two.npy")
+    assert found.stdout.count("two.npy") == 1, "one process talks"
+    one, two = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")
+    np.testing.assert_allclose(two, one, atol=1e-6)
+    assert (tmp_path / "two.json").is_file()

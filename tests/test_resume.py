@@ -1,0 +1,207 @@
+"""A run that was stopped goes on as if it had not been: to the bit, from every step."""
+
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import mlx.core as mx
+import numpy as np
+import pytest
+
+from sempa_mlx.config_resolve import load_config
+from sempa_mlx.run.inputs import read_run_data
+from sempa_mlx.run.prepare import prepare_run
+from sempa_mlx.run.resume import resume
+from tests.command import done, files_below, refused, training, write_pairs, write_triplets
+from tests.tiny import write_tiny_folder
+
+STEPS = 6
+TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}
+EVERY_STEP = ("output.save_every=1",)
+SETTINGS = (
+    f"train.iters={STEPS}",
+    "train.batch_size=3",
+    "train.epochs=2",
+    "train.learning_rate=0.02",
+    "lora.dropout=0.2",
+    "eval.every=2",
+    "output.keep=2",
+)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("inputs")
+    write_tiny_folder(folder / "base", num_hidden_layers=1)
+    write_triplets(folder / "pairs.jsonl")
+    write_pairs(folder / "dev.tsv")
+    return folder
+
+
+def prepared(inputs, folder, more=EVERY_STEP):
+    files = (
+        f"model.name={inputs / 'base'}",
+        f"data.train={inputs / 'pairs.jsonl'}",
+        f"eval.data={inputs / 'dev.tsv'}",
+        f"output.path={folder}",
+    )
+    config = load_config(sets=[*files, *SETTINGS, *more]).config
+    return prepare_run(config, read_run_data(config))
+
+
+@pytest.fixture(scope="module")
+def whole(inputs, tmp_path_factory):
+    """A run that was never stopped."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    list(prepared(inputs, folder).events())
+    return folder
+
+
+def metrics(folder):
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [{name: line[name] for name in line if name not in TIMED} for line in lines]
+
+
+def assert_same(left, right):
+    """Equal adapters, encoder settings, metrics and last checkpoints."""
+    assert metrics(left) == metrics(right)
+    for name in ("adapters.safetensors", "encoder.json"):
+        assert (left / name).read_bytes() == (right / name).read_bytes(), name
+    last = f"checkpoints/step-{STEPS:06d}"
+    for name in ("adapter", "optimizer"):
+        found, expected = (
+            mx.load(str(each / last / f"{name}.safetensors")) for each in (left, right)
+        )
+        assert found.keys() == expected.keys()
+        for tensor, value in expected.items():
+            np.testing.assert_array_equal(np.array(found[tensor]), np.array(value))
+
+
+@pytest.mark.parametrize("step", range(1, STEPS + 1))
+def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
+    run = prepared(inputs, tmp_path / "run")
+    list(run.events(lambda: run.progress.step == step))
+    assert run.is_stopped
+    assert not (tmp_path / "run" / "results.json").exists()
+    again = prepared(inputs, tmp_path / "run")
+    assert resume(again) == ()
+    assert again.progress.step == step
+    list(again.events())
+    assert_same(tmp_path / "run", whole)
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["steps"] == STEPS
+    assert results["dev_scores"].keys() == {"0", "2", "4", "6"}
+
+
+def test_what_was_logged_after_the_checkpoint_is_logged_once(whole, inputs, tmp_path):
+    """As after kill -9: the folder is ahead of its last checkpoint."""
+    run = prepared(inputs, tmp_path / "run", ["output.save_every=3"])
+    for _ in zip(range(7), run.events(), strict=False):
+        pass
+    assert run.progress.step == 4
+    again = prepared(inputs, tmp_path / "run")
+    resume(again)
+    assert again.progress.step == 3
+    list(again.events())
+    assert_same(tmp_path / "run", whole)
+
+
+def test_a_broken_checkpoint_is_passed_over_with_a_reason(whole, inputs, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    broken = tmp_path / "run" / "checkpoints" / f"step-{STEPS:06d}" / "adapter.safetensors"
+    content = bytearray(broken.read_bytes())
+    content[-1] ^= 1
+    broken.write_bytes(content)
+    run = prepared(inputs, tmp_path / "run")
+    (skipped,) = resume(run)
+    assert "adapter.safetensors" in str(skipped)
+    assert run.progress.step == STEPS - 1
+    list(run.events())
+    assert_same(tmp_path / "run", whole)
+
+
+def test_no_checkpoint_is_no_silent_new_start(whole, inputs, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    before = files_below(tmp_path)
+    outcome = refused(1, "train", "--resume", "--adapter-path", tmp_path / "run")
+    assert "no checkpoint to resume from" in outcome.err
+    assert files_below(tmp_path) == before
+
+
+def test_a_folder_without_a_run_cannot_be_resumed(tmp_path):
+    outcome = refused(2, "train", "--resume", "--adapter-path", tmp_path)
+    assert "holds no run to resume" in outcome.err
+
+
+def test_another_run_is_refused_with_all_differences(whole, inputs, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    write_triplets(tmp_path / "other.jsonl", count=9)
+    before = files_below(tmp_path)
+    outcome = refused(
+        2,
+        "train",
+        "--resume",
+        "--adapter-path",
+        tmp_path / "run",
+        "--seed",
+        5,
+        "--data",
+        tmp_path / "other.jsonl",
+        "--set",
+        "lora.rank=4",
+    )
+    found = "\n".join(outcome.errors)
+    for name in ("train.seed: 0 in the checkpoint, 5 now", "training rows:", "lora.rank: 8 in"):
+        assert name in found
+    assert len(outcome.errors) == 3
+    assert files_below(tmp_path) == before
+
+
+def test_a_longer_run_may_follow(whole, inputs, tmp_path):
+    """The number of steps may change; the schedule then follows the new number."""
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = done("train", "--resume", "--adapter-path", tmp_path / "run", "--iters", STEPS + 2)
+    assert f"going on after step {STEPS}" in outcome.err
+    assert metrics(tmp_path / "run")[-2]["step"] == STEPS + 2
+
+
+@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
+def test_a_killed_process_can_be_continued(kind, inputs, tmp_path):
+    """The real thing: a process, a signal at some moment, and the command that it printed."""
+    steps, folder = 60, tmp_path / "killed run"
+    command = [*training(inputs), "--iters", steps, "--set", "train.epochs=30"]
+    command += ["--set", "output.save_every=1"]
+    done(*command, "--adapter-path", tmp_path / "whole")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sempa_mlx", *map(str, command), "--adapter-path", str(folder)],
+        stderr=subprocess.PIPE,
+        env=os.environ | {"HF_HUB_OFFLINE": "1"},
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoints" / "step-000004").exists():
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(kind)
+    talk = process.communicate()[1]
+    resumption = ["train", "--resume", "--adapter-path", str(folder)]
+    if kind == signal.SIGKILL:
+        assert process.returncode == -kind
+    else:
+        assert process.returncode == 128 + kind
+        printed = talk.split("go on with: sempa-mlx ")[1].splitlines()[0]
+        assert shlex.split(printed) == resumption
+    assert not (folder / "results.json").exists(), "it was stopped in time"
+    done(*resumption)
+    left, right = (
+        (each / "adapters.safetensors").read_bytes() for each in (folder, tmp_path / "whole")
+    )
+    assert left == right
+    assert metrics(folder) == metrics(tmp_path / "whole")
