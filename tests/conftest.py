@@ -2,7 +2,11 @@
 
 import os
 import socket
+import tempfile
 from pathlib import Path
+
+# Caches of tests are their own; set before anything reads it, and inherited by processes.
+os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sempa-tests-")
 
 import pytest
 

@@ -113,7 +113,8 @@ def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
 def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
     logits, reference = head_logits(model, hidden), head_logits(model, base)
     reference = reference - logsumexp(reference)[:, None]
-    gaps = reference - logits
+    # Tokens that both forbid, by -inf, must count for nothing instead of NaN.
+    gaps = mx.where(mx.isinf(reference), 0.0, reference - logits)
     return (mx.exp(reference) * gaps).sum(axis=1) + logsumexp(logits)
 
 

@@ -3,6 +3,8 @@
 import time
 from collections.abc import Sequence
 
+import mlx.core as mx
+
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.records import PreferenceRecord
 from sempa_mlx.encoder.encoder import Encoder
@@ -17,8 +19,10 @@ from sempa_mlx.run.inputs import RunData
 from sempa_mlx.run.selection import DevEvaluation
 from sempa_mlx.run.terms import preference_term, training_terms
 from sempa_mlx.run.training_run import TrainingRun
-from sempa_mlx.training.trainer import Trainer
+from sempa_mlx.training.trainer import EXACT, Trainer
 from sempa_mlx.world import World
+
+ROUNDED = 0.1  # rewards of half-precision models differ by this between groupings of rows
 
 
 def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) -> TrainingRun:
@@ -47,6 +51,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         [scorer.own_tokens(row) for row in tokenized.rows],
         config.train,
         plus_ratio=config.lora.plus_ratio,
+        tolerance=EXACT if loaded.dtype == mx.float32 else ROUNDED,
         world=world,
     )
     return TrainingRun(

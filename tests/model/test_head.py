@@ -1,18 +1,20 @@
-import functools
+from functools import cache, partial
 
 import mlx.core as mx
+import mlx.nn as nn
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import special
 
 from sempa_mlx.model import head
-from sempa_mlx.model.head import head_logits, target_logps, text_model, trained_logps
+from sempa_mlx.model.head import head_logits, target_logps, text_model, trained_kl, trained_logps
 from tests.tiny import MISFITS, SHARING, VOCABULARY, tiny_model
 
 DIM = 32
 CAP = 3.0  # of the tiny Gemma 2's logits
-model_of = functools.cache(tiny_model)
+model_of = cache(tiny_model)
 KINDS = ["llama", "llama-untied", "qwen3", "gemma2"]  # tied, untied, tied on demand, soft-capped
 
 
@@ -183,6 +185,55 @@ def test_forbidden_tokens_have_no_share(monkeypatch, blocks_of_three):
     assert np.isfinite(np.array(slopes)).all()
 
 
+# Divergence from the base
+
+
+def exact_kl(model, hidden, base):
+    """By scipy, in float64, from the logits of the model's own head."""
+    ours, theirs = (
+        special.softmax(np.array(head_logits(model, states), np.float64), axis=1)
+        for states in (hidden, base)
+    )
+    return special.rel_entr(theirs, ours).sum(axis=1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_kl_and_its_gradient_are_exact_over_any_number_of_blocks(kind, count, blocks_of_three):
+    model = model_of(kind)
+    (hidden, _), (base, _) = states_and_targets(count), states_and_targets(count, seed=1)
+    weights = mx.cos(mx.arange(count))
+
+    def by_full_logits(states):
+        ours, theirs = (nn.log_softmax(head_logits(model, part)) for part in (states, base))
+        return ((mx.exp(theirs) * (theirs - ours)).sum(axis=1) * weights).sum()
+
+    found = trained_kl(model, hidden, base)
+    np.testing.assert_allclose(np.array(found), exact_kl(model, hidden, base), rtol=1e-4, atol=1e-6)
+    slope = mx.grad(lambda states: (trained_kl(model, states, base) * weights).sum())(hidden)
+    expected = mx.grad(by_full_logits)(hidden)
+    assert (mx.linalg.norm(slope - expected) / mx.linalg.norm(expected)).item() <= 1e-5
+
+
+def test_kl_of_equal_states_is_zero_and_flat(blocks_of_three):
+    hidden, _ = states_and_targets(5)
+    (values,), (slope,) = mx.vjp(
+        lambda states: trained_kl(model_of("gemma2"), states, hidden), [hidden], [mx.ones(5)]
+    )
+    np.testing.assert_allclose(np.array(values), 0, atol=1e-5)
+    np.testing.assert_allclose(np.array(slope), 0, atol=1e-5)
+
+
+def test_forbidden_tokens_add_nothing_to_the_kl(blocks_of_three):
+    model = tiny_model("llama-untied")
+    model.lm_head = Banning(model.lm_head, [0, 5, 127])
+    (hidden, _), (base, _) = states_and_targets(4), states_and_targets(4, seed=1)
+    found = np.array(trained_kl(model, hidden, base))
+    np.testing.assert_allclose(found, exact_kl(model, hidden, base), rtol=1e-4)
+    slope = mx.grad(lambda states: trained_kl(model, states, base).sum())(hidden)
+    assert np.isfinite(np.array(slope)).all()
+
+
 # Blocks
 
 
@@ -220,11 +271,11 @@ def large(monkeypatch):
     mx.set_default_device(device)
 
 
-def peak_bytes(model, count, logps_of):
+def peak_bytes(count, values_of, others):
     """The most memory that a gradient to `count` states adds while it is computed."""
-    hidden, targets = states_and_targets(count, vocabulary=LARGE)
-    slope = mx.grad(lambda states: logps_of(model, states, targets).sum())
-    mx.eval(slope(hidden[:1]), hidden, targets)
+    hidden, _ = states_and_targets(count)
+    slope = mx.grad(lambda states: values_of(states, others).sum())
+    mx.eval(values_of(hidden, others))
     mx.reset_peak_memory()
     before = mx.get_active_memory()
     mx.eval(slope(hidden))
@@ -232,17 +283,26 @@ def peak_bytes(model, count, logps_of):
 
 
 def test_no_array_of_all_states_and_the_whole_vocabulary_is_made(large):
-    def full_logits(model, states, targets):
-        logits = head_logits(model, states)
+    def full_logits(states, targets):
+        logits = head_logits(large, states)
         return mx.take_along_axis(logits, targets[:, None], 1)[:, 0] - mx.logsumexp(logits, axis=1)
 
     count = 64 * FEW_ROWS
     one_array = count * LARGE * 4
-    assert peak_bytes(large, count, full_logits) > 2 * one_array
-    assert peak_bytes(large, count, trained_logps) < 0.4 * one_array
+    _, targets = states_and_targets(count, vocabulary=LARGE)
+    assert peak_bytes(count, full_logits, targets) > 2 * one_array
+    assert peak_bytes(count, partial(trained_logps, large), targets) < 0.4 * one_array
 
 
-def test_memory_does_not_grow_with_the_number_of_blocks(large):
-    few, many = (peak_bytes(large, count * FEW_ROWS, trained_logps) for count in (8, 64))
+@pytest.mark.parametrize("values_of", [trained_logps, trained_kl])
+def test_memory_does_not_grow_with_the_number_of_blocks(values_of, large):
+    few, many = (
+        peak_bytes(
+            blocks * FEW_ROWS,
+            partial(values_of, large),
+            states_and_targets(blocks * FEW_ROWS)[values_of is trained_logps],
+        )
+        for blocks in (8, 64)
+    )
     states = 64 * FEW_ROWS * DIM * 4
     assert many < 1.2 * few + 4 * states
