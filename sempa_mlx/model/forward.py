@@ -17,8 +17,10 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from sempa_mlx import runtime
 from sempa_mlx.model.head import target_logps, text_model
 
+GPU_LENGTH_STEP = 16
 PLAIN_MASK_RANK = 4  # (rows, heads, queries, keys): what fused attention takes
 GROUPED_MASK_RANK = 5  # one axis more, for models that split the heads of a group (Gemma 2)
 
@@ -137,8 +139,13 @@ def _run_level(
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> np.ndarray:
-    """Pad token rows with 0 to (rows, longest) int32; pads sit after all real tokens."""
-    padded = np.zeros((len(rows), max(map(len, rows))), dtype=np.int32)
+    """Pad token rows with 0 to (rows, longest) int32; pads sit after all real tokens.
+
+    On a GPU the length is rounded up, so that few shapes occur: mlx keeps freed buffers by size.
+    """
+    step = GPU_LENGTH_STEP if runtime.is_gpu() else 1
+    longest = -(-max(map(len, rows)) // step) * step
+    padded = np.zeros((len(rows), longest), dtype=np.int32)
     for index, row in enumerate(rows):
         padded[index, : len(row)] = row
     return padded

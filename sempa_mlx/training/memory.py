@@ -13,7 +13,9 @@ from sempa_mlx.runtime import GB
 from sempa_mlx.training.contribution import Contribution
 from sempa_mlx.world import World
 
-PROBE_SHARES = (8, 3)  # the largest pass is tried with an eighth and a third of its rows
+# The largest pass is tried with a quarter and half of its rows: with fewer, its completions may not
+# fill one block of the head, whose memory then seems to grow with them.
+PROBE_SHARES = (4, 2)
 
 
 class Sized(Protocol):

@@ -386,3 +386,17 @@ def test_a_completion_of_one_token_is_read_off_the_last_prompt_token():
     row = TokenRow((3, 5, 9), ((11,), (4,)))
     for scores in (score_plain(model, [row]), score_shared(model, [row], 2)):
         np.testing.assert_allclose(np.array(scores)[0], expected[[11, 4]], atol=NATS)
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma2"])
+def test_rounded_lengths_change_nothing_but_shapes(kind, monkeypatch):
+    """As on a GPU, where lengths are rounded up to few."""
+    model = model_of(kind)
+    rows = random_rows(3, 4, (6, 9, 21), ((2, 5), (3, 17), (1, 4)))
+    expected = np.array(score_shared(model, rows, 4, mask_rank(kind)))
+    monkeypatch.setattr(forward.runtime, "is_gpu", lambda: True)
+    assert pad_right([(1, 2), (3,)]).shape == (2, forward.GPU_LENGTH_STEP)
+    assert pad_right([(1,) * 17]).shape == (1, 2 * forward.GPU_LENGTH_STEP)
+    found = np.array(score_shared(model, rows, 4, mask_rank(kind)))
+    np.testing.assert_allclose(found, expected, atol=NATS)
+    np.testing.assert_allclose(np.array(score_plain(model, rows)), expected, atol=NATS)
