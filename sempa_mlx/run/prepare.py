@@ -65,6 +65,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         run_identity(config, loaded, tokenized.rows, data.dev_task),
         len(tokenized.rows),
         tokenized.num_too_long,
+        trainer.estimate_peak_gb(),
         world,
         started,
     )

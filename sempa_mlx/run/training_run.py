@@ -48,6 +48,7 @@ class TrainingRun:
     identity: dict[str, str]
     num_rows: int
     num_too_long: int
+    expected_peak_gb: float
     world: World = field(default_factory=World)
     started: float = field(default_factory=time.perf_counter)
     scores: dict[str, float] = field(default_factory=dict)
@@ -85,7 +86,7 @@ class TrainingRun:
             f"{self.scorer.path} scoring, {self.scorer.shared} shared prompt tokens",
             "steps": f"{self.trainer.num_steps} of {config.train.batch_size} pairs, peak learning "
             f"rate {config.train.learning_rate:g}, {config.train.schedule}",
-            "memory": f"about {self.trainer.estimate_peak_gb():.1f} GB at the peak of a step",
+            "memory": f"about {self.expected_peak_gb:.1f} GB at the peak of a step",
             "output": str(self.folder),
         }
 
@@ -208,6 +209,7 @@ class TrainingRun:
             "dev_scores": {step: _defined(score) for step, score in self.scores.items()},
             "dial": {f"{scale:g}": _defined(score) for scale, score in self.dial.items()},
             "seconds": round(time.perf_counter() - self.started, 1),
+            "expected_peak_gb": round(self.expected_peak_gb, 2),
             "peak_memory_gb": round(runtime.peak_memory_gb(), 2),
             "peak_process_gb": round(runtime.peak_process_gb(), 2),
             "machine": asdict(runtime.machine()),
