@@ -76,34 +76,6 @@ def _swiglu_vjp(
     return tuple(_gated_gradients(gate, x, *_exp_negative(gate), cotangent))
 
 
-@partial(mx.compile, shapeless=True)
-def _product(power: mx.array, scale: mx.array) -> mx.array:
-    return power * scale
-
-
-@mx.custom_function
-def _logsumexp_float32(logits: mx.array) -> mx.array:
-    top = logits.max(axis=-1, keepdims=True)
-    total = _product(*_exp_negative(top - logits)).sum(axis=-1)
-    return mx.log(total) + top[..., 0]
-
-
-@_logsumexp_float32.vjp
-def _logsumexp_vjp(primals: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    shares = _product(*_exp_negative(output[..., None] - primals))
-    return cotangent[..., None] * shares
-
-
-def logsumexp(logits: mx.array) -> mx.array:
-    """Return the log-sum-exp over the last axis; on a CPU in float32 in half of mlx's time.
-
-    Values below exp(-87) of the largest count as about 1e-38 of it, not as nothing.
-    """
-    if runtime.is_gpu() or logits.dtype != mx.float32:
-        return mx.logsumexp(logits, axis=-1)
-    return cast("mx.array", _logsumexp_float32(logits))
-
-
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """Return silu(gate) * x for arrays of one shape, fast in float32.
 

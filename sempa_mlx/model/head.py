@@ -12,8 +12,6 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from sempa_mlx.model.cpu_kernels import logsumexp
-
 BLOCK_ROWS = 128  # states that meet the whole vocabulary at once
 
 
@@ -107,15 +105,15 @@ def _with_slopes(
 def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
     logits = head_logits(model, hidden)
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return picked - logsumexp(logits)
+    return picked - mx.logsumexp(logits, axis=-1)
 
 
 def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
     logits, reference = head_logits(model, hidden), head_logits(model, base)
-    reference = reference - logsumexp(reference)[:, None]
+    reference = reference - mx.logsumexp(reference, axis=-1, keepdims=True)
     # Tokens that both forbid, by -inf, must count for nothing instead of NaN.
     gaps = mx.where(mx.isinf(reference), 0.0, reference - logits)
-    return (mx.exp(reference) * gaps).sum(axis=1) + logsumexp(logits)
+    return (mx.exp(reference) * gaps).sum(axis=1) + mx.logsumexp(logits, axis=-1)
 
 
 def _in_blocks(
