@@ -155,7 +155,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     rates = []
     for _ in range(arguments.repeats):
         for rung in rungs:
-            runs[rung.name].append(run(rung, model, rows, arguments.rows))
+            found = run(rung, model, rows, arguments.rows)
+            runs[rung.name].append(found)
+            sys.stderr.write(f"{rung.name}: {found.seconds:.1f} s, {found.peak_gb:.2f} GB\n")
         rates.append(runtime.matmul_gflops())
     needed = needed_operations(model, shared, rows) / 1e9
     rate = statistics.median(rates)
