@@ -79,7 +79,7 @@ class EmbeddingTerm:
         ]
         base = self._base_embeddings(sentences) if self._settings.adjusted else None
         if len(groups) == 1 and world.size == 1:
-            mx.random.seed(seed)
+            mx.random.seed(world.seed(seed, 0))
             return self._at_once(sentences, base, rows)
         embeddings = self._embed_all(sentences, groups, world, seed)
         loss, pulls = mx.value_and_grad(self._loss)(embeddings, base, rows, sentences)
