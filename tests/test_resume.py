@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from sempa_mlx.config_resolve import load_config
+from sempa_mlx.errors import UsageError
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume
@@ -205,3 +206,30 @@ def test_a_killed_process_can_be_continued(kind, inputs, tmp_path):
     )
     assert left == right
     assert metrics(folder) == metrics(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("held_out.jsonl", "validation rows"), ("held.txt", "text to hold")]
+)
+def test_files_count_by_their_content(file, name, inputs, tmp_path):
+    """A file of the same name that says something else belongs to another run."""
+    write_triplets(tmp_path / "held_out.jsonl", count=5)
+    (tmp_path / "held.txt").write_text("The grass is green, and the sky is blue.\n")
+    more = (
+        f"data.dev={tmp_path / 'held_out.jsonl'}",
+        f"objective.kl_text={tmp_path / 'held.txt'}",
+        "objective.loss=sigmoid + 0.1 kl",
+        f"train.seed={2**63 - 1}",
+    )
+    run = prepared(inputs, tmp_path / "run", more)
+    list(run.events(lambda: run.progress.step == 1))
+    resume(prepared(inputs, tmp_path / "run", more))
+    other = {
+        "held_out.jsonl": lambda path: write_triplets(path, count=6),
+        "held.txt": lambda path: path.write_text("The sky is green, and the grass is blue.\n"),
+    }[file]
+    other(tmp_path / file)
+    with pytest.raises(UsageError) as refusal:
+        resume(prepared(inputs, tmp_path / "run", more))
+    assert len(refusal.value.problems) == 1
+    assert name in str(refusal.value)
