@@ -83,7 +83,7 @@ def assert_same(left, right):
             np.testing.assert_array_equal(np.array(found[tensor]), np.array(value))
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize("step", range(STEPS + 1))
 def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
     run = prepared(inputs, tmp_path / "run")
     list(run.events(lambda: run.progress.step == step))

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sempa_mlx.commands.embed import DEFAULT_MODEL
 from sempa_mlx.console import Console
-from sempa_mlx.data.readers import read_lines
-from sempa_mlx.errors import DataError, Problem, UsageError
+from sempa_mlx.data.readers import read_text
+from sempa_mlx.errors import UsageError
 from sempa_mlx.files import write_text
 
 if TYPE_CHECKING:
@@ -126,9 +126,7 @@ def run_eval_generation(
     from sempa_mlx.evaluation.generation import WINDOW, text_perplexity
     from sempa_mlx.model.lora import dialled
 
-    content = "\n".join(line.text for line in read_lines(text))
-    if not content.strip():
-        raise DataError(Problem("the file is empty", str(text)), state="nothing was measured")
+    content = read_text(text, state="nothing was measured")
     results: list[dict[str, Any]] = []
     for name, encoder in systems.encoders(console):
         loaded, scale = encoder.loaded, encoder.settings.adapter_scale

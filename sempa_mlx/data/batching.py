@@ -1,10 +1,12 @@
 """Order and grouping: pure functions of lengths, seed and epoch. They know numbers, not texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 WINDOW_BATCHES = 16
+Item = TypeVar("Item")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -61,3 +63,11 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]
         else:
             groups.append([index])
     return groups
+
+
+def batches_by_length(
+    items: Sequence[Item], length_of: Callable[[Item], int], token_budget: int
+) -> list[list[Item]]:
+    """Group items as `group_by_length` groups their places."""
+    groups = group_by_length([length_of(item) for item in items], token_budget)
+    return [[items[place] for place in group] for group in groups]

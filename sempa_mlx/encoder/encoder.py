@@ -24,10 +24,11 @@ from sempa_mlx.model.forward import (
     common_prefix,
     final_hidden,
 )
-from sempa_mlx.model.head import text_model
+from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
 from sempa_mlx.model.prompts import tokenize_texts
+from sempa_mlx.runtime import dtype_name
 from sempa_mlx.world import World
 
 MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
@@ -60,7 +61,7 @@ class Encoder:
         self.settings = settings
         self._world = world or World()
         self.method = METHODS[settings.method]
-        self._hidden_size = int(text_model(loaded.model).args.hidden_size)
+        self._hidden_size = hidden_size(loaded.model)
         cut = settings.truncate_dim
         if cut is not None and not 1 <= cut <= self._hidden_size:
             raise UsageError(f"truncate_dim must lie in 1 to {self._hidden_size}, not {cut}")
@@ -239,7 +240,7 @@ class Encoder:
                 "clean": template.clean,
                 "fingerprint": template.fingerprint,
             },
-            "dtype": str(self.loaded.dtype).removeprefix("mlx.core."),
+            "dtype": dtype_name(self.loaded.dtype),
             "dim": self.dim,
             "model": {
                 "name": self.loaded.location.reference,

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import mlx.core as mx
@@ -43,7 +44,7 @@ class Objective:
 
     settings: ObjectiveConfig
 
-    @property
+    @cached_property
     def weights(self) -> dict[str, float]:
         """Return the weight of every term here, with compound ones taken apart."""
         weights: dict[str, float] = {}
