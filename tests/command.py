@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from sempa_mlx.cli import main
+from tests.tiny import write_tiny_folder
 
 SENTENCES = (
     "A cat sleeps on the warm stone.",
@@ -94,6 +95,14 @@ def write_pairs(path, count=12):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("".join(lines))
     return path
+
+
+def write_inputs(folder, **changes):
+    """Write what a run reads: a tiny model with `changes`, its training rows and dev pairs."""
+    write_tiny_folder(folder / "base", **changes)
+    write_triplets(folder / "pairs.jsonl")
+    write_pairs(folder / "dev.tsv")
+    return folder
 
 
 def training(folder, *, model=None, data=None, dev=None):

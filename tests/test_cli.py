@@ -27,8 +27,8 @@ from tests.command import (
     refused,
     run,
     training,
+    write_inputs,
     write_pairs,
-    write_triplets,
 )
 from tests.tiny import write_tiny_folder
 
@@ -44,12 +44,9 @@ FAULTY_ROWS = (
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
     """Models, data and a finished run; tests write elsewhere."""
-    folder = tmp_path_factory.mktemp("space")
-    write_tiny_folder(folder / "base")
+    folder = write_inputs(tmp_path_factory.mktemp("space"))
     write_tiny_folder(folder / "other", seed=5)
     write_tiny_folder(folder / "wider", hidden_size=64)
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
     write_pairs(folder / "sts" / "STSB" / "test.tsv", 9)
     for part in ("a", "b"):
         write_pairs(folder / "sts" / "STS12" / f"{part}.tsv", 7)

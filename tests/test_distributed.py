@@ -9,19 +9,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.command import done, training, write_pairs, write_triplets
-from tests.tiny import write_tiny_folder
+from tests.command import done, training, write_inputs
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base", num_hidden_layers=1)
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
 
 
 def launched(*arguments):

@@ -17,8 +17,7 @@ from sempa_mlx.config_resolve import load_config
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume
-from tests.command import done, files_below, refused, training, write_pairs, write_triplets
-from tests.tiny import write_tiny_folder
+from tests.command import done, files_below, refused, training, write_inputs, write_triplets
 
 STEPS = 6
 TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}
@@ -36,11 +35,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base", num_hidden_layers=1)
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
 
 
 def prepared(inputs, folder, more=EVERY_STEP):

@@ -18,15 +18,7 @@ from sempa_mlx.model.lora import adapter_weights
 from sempa_mlx.run.folder import check_output
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
-from tests.command import (
-    done,
-    files_below,
-    refused,
-    training,
-    write_pairs,
-    write_triplets,
-)
-from tests.tiny import write_tiny_folder
+from tests.command import done, files_below, refused, training, write_inputs
 
 RUN_FILES = [
     "adapter_config.json",
@@ -56,11 +48,7 @@ STEP_KEYS = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base")
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")

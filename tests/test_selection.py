@@ -11,19 +11,15 @@ from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import read_settings
 from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.run.selection import DevEvaluation, best_scale
-from tests.command import done, refused, training, write_pairs, write_triplets
-from tests.tiny import write_tiny_folder
+from tests.command import done, refused, training, write_inputs, write_triplets
 
 NAN = math.nan
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base", num_hidden_layers=1)
-    write_triplets(folder / "pairs.jsonl")
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
     write_triplets(folder / "held_out.jsonl", count=7)
-    write_pairs(folder / "dev.tsv")
     return folder
 
 
