@@ -119,6 +119,11 @@ def training(folder, *, model=None, data=None, dev=None):
     return ["train", *named, *(word for text in sets for word in ("--set", text))]
 
 
+def metrics_of(folder):
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
 def files_below(folder):
     """Every path below a folder with its content, to see that nothing was touched."""
     return {

@@ -1,6 +1,5 @@
 """Two local processes under mlx.launch do what one does."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.command import done, training, write_inputs
+from tests.command import done, metrics_of, training, write_inputs
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 
@@ -34,8 +33,7 @@ def launched(*arguments):
 
 
 def steps_of(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in metrics_of(folder) if "loss" in line]
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "0.5 sigmoid + embedding + 0.1 kl"])

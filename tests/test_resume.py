@@ -17,7 +17,15 @@ from sempa_mlx.config_resolve import load_config
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume
-from tests.command import done, files_below, refused, training, write_inputs, write_triplets
+from tests.command import (
+    done,
+    files_below,
+    metrics_of,
+    refused,
+    training,
+    write_inputs,
+    write_triplets,
+)
 
 STEPS = 6
 TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}
@@ -57,14 +65,14 @@ def whole(inputs, tmp_path_factory):
     return folder
 
 
-def metrics(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in TIMED} for line in lines]
+def untimed(folder):
+    """The metrics of a run without those that differ from run to run."""
+    return [{name: line[name] for name in line if name not in TIMED} for line in metrics_of(folder)]
 
 
 def assert_same(left, right):
     """Equal adapters, encoder settings, metrics and last checkpoints."""
-    assert metrics(left) == metrics(right)
+    assert untimed(left) == untimed(right)
     for name in ("adapters.safetensors", "encoder.json"):
         assert (left / name).read_bytes() == (right / name).read_bytes(), name
     last = f"checkpoints/step-{STEPS:06d}"
@@ -163,7 +171,7 @@ def test_a_longer_run_may_follow(whole, inputs, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     outcome = done("train", "--resume", "--adapter-path", tmp_path / "run", "--iters", STEPS + 2)
     assert f"going on after step {STEPS}" in outcome.err
-    assert metrics(tmp_path / "run")[-2]["step"] == STEPS + 2
+    assert metrics_of(tmp_path / "run")[-2]["step"] == STEPS + 2
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
@@ -199,4 +207,4 @@ def test_a_killed_process_can_be_continued(kind, inputs, tmp_path):
         (each / "adapters.safetensors").read_bytes() for each in (folder, tmp_path / "whole")
     )
     assert left == right
-    assert metrics(folder) == metrics(tmp_path / "whole")
+    assert untimed(folder) == untimed(tmp_path / "whole")

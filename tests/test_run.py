@@ -18,7 +18,7 @@ from sempa_mlx.model.lora import adapter_weights
 from sempa_mlx.run.folder import check_output
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
-from tests.command import done, files_below, refused, training, write_inputs
+from tests.command import done, files_below, metrics_of, refused, training, write_inputs
 
 RUN_FILES = [
     "adapter_config.json",
@@ -56,10 +56,6 @@ def finished(inputs):
     """A finished run and what it said."""
     folder = inputs / "run"
     return folder, done(*training(inputs), "--adapter-path", folder)
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_folder_of_a_run_is_complete(finished):

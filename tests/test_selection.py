@@ -11,7 +11,7 @@ from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import read_settings
 from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.run.selection import DevEvaluation, best_scale
-from tests.command import done, refused, training, write_inputs, write_triplets
+from tests.command import done, metrics_of, refused, training, write_inputs, write_triplets
 
 NAN = math.nan
 
@@ -25,10 +25,6 @@ def inputs(tmp_path_factory):
 
 def sets(*texts):
     return [word for text in texts for word in ("--set", text)]
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -80,7 +76,7 @@ def test_the_best_step_by_held_out_rows(metric, sign, inputs, tmp_path):
     held_out = f"data.dev={inputs / 'held_out.jsonl'}"
     done(*training(inputs), *sets(f"eval.metric={metric}", held_out), "--adapter-path", tmp_path)
     name = {"loss": "eval/loss", "accuracy": "eval/accuracies"}[metric]
-    found = {line["step"]: line[name] for line in records(tmp_path) if name in line}
+    found = {line["step"]: line[name] for line in metrics_of(tmp_path) if name in line}
     assert found.keys() == {0, 1, 2, 3}
     if metric == "loss":
         assert found[0] == pytest.approx(math.log(2), abs=1e-4)
@@ -108,7 +104,7 @@ def dialled(inputs, tmp_path_factory):
 
 def test_the_scale_with_the_best_dev_score_is_written_for_the_encoder(dialled, inputs):
     folder, outcome = dialled
-    (line,) = [line for line in records(folder) if "dial" in line]
+    (line,) = [line for line in metrics_of(folder) if "dial" in line]
     assert line["dial"].keys() == {"0.25", "0.5", "0.75", "1"}
     best = float(max(line["dial"], key=lambda scale: (line["dial"][scale], float(scale))))
     assert line["best_scale"] == best
@@ -126,7 +122,7 @@ def test_a_neutral_adapter_is_not_dialled(inputs, tmp_path):
     flat = tmp_path / "flat.tsv"
     flat.write_text("3\tA man\tA woman\n3\tA cat\tA dog\n")
     done(*training(inputs, dev=flat), "--adapter-path", tmp_path / "run")
-    assert not [line for line in records(tmp_path / "run") if "dial" in line]
+    assert not [line for line in metrics_of(tmp_path / "run") if "dial" in line]
     assert read_settings(tmp_path / "run").adapter_scale == 1.0
 
 
@@ -146,6 +142,6 @@ def test_kinds_of_adapters_and_losses_train_and_load_again(changes, inputs, tmp_
     rows.write_text("".join(json.dumps(row) + "\n" for row in ranked))
     command = [*training(inputs, data=rows), *sets(*changes)]
     done(*command, "--adapter-path", tmp_path / "run")
-    steps = [line for line in records(tmp_path / "run") if "loss" in line]
+    steps = [line for line in metrics_of(tmp_path / "run") if "loss" in line]
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert Encoder.load(tmp_path / "run").encode(["A cat"]).shape == (1, 32)
