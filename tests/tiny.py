@@ -17,6 +17,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sempa_mlx.model.forward import TokenRow
 from sempa_mlx.model.load import LoadedModel, Location
+from sempa_mlx.model.lora import adapter_weights
 
 VOCABULARY = 128
 WINDOW = 6  # of the Gemma 3 model: shorter than nearly every row
@@ -168,6 +169,16 @@ def write_tiny_folder(path, kind="llama", seed=0, **changes):
     mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "mlx"})
     loaded.tokenizer._tokenizer.save_pretrained(path)
     return loaded.model
+
+
+def move_adapter(model, size):
+    """Move a fresh adapter away from the base: noise of this size on lora_b and DoRA's m."""
+    for index, (name, value) in enumerate(adapter_weights(model).items()):
+        noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
+        if name.endswith("lora_b"):
+            model.load_weights([(name, value + noise)], strict=False)
+        elif name.endswith(".m"):  # norms of rows: noise relative to them
+            model.load_weights([(name, value * (1 + noise))], strict=False)
 
 
 def make_rows(count=8, candidates=2, *, seed=0, shortest=3):

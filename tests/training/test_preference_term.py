@@ -13,7 +13,7 @@ from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.world import World
-from tests.tiny import make_rows, tiny_model
+from tests.tiny import make_rows, move_adapter, tiny_model
 
 LOSSES = [name for name in TERMS if name not in ("embedding", "kl")]
 
@@ -25,10 +25,7 @@ def made(loss, *, tokens=100_000, noise=0.0, candidates=None, count=8, **setting
     model = tiny_model("llama", num_hidden_layers=1)
     attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
     scorer = choose_scoring(model, rows, mx.float32)
-    for index, (name, value) in enumerate(adapter_weights(model).items()):
-        if name.endswith("lora_b") and noise:
-            moved = noise * mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, moved)], strict=False)
+    move_adapter(model, noise)
     objective = ObjectiveConfig(loss=loss, **settings)
     reference = Reference(model, scorer, rows)
     return model, PreferenceTerm(model, rows, scorer, reference, objective, tokens)

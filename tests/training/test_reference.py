@@ -12,7 +12,7 @@ from sempa_mlx.model.lora import attach
 from sempa_mlx.model.scoring import Scored, choose_scoring
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.reference_store import ReferenceStore, store_path
-from tests.tiny import make_rows, tiny_model, weights_hash
+from tests.tiny import make_rows, move_adapter, tiny_model, weights_hash
 
 KINDS = ("llama", "gemma2", "lfm2")  # shared, shared with a wider mask, plain
 GROUPS = [[3, 0, 5], [1], [7, 6, 2, 4]]
@@ -24,10 +24,7 @@ def trained_model(kind="llama", seed=0, *, adapter="lora", dropout=0.0):
     """A tiny model whose adapter changes every score by far."""
     model = tiny_model(kind, seed)
     attach(model, LoraConfig(kind=adapter, rank=4, alpha=8.0, dropout=dropout), seed=1)
-    for index, (name, value) in enumerate(tree_flatten(model.trainable_parameters())):
-        if name.endswith("lora_b"):
-            noise = 0.5 * mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, noise)], strict=False)
+    move_adapter(model, 0.5)
     return model
 
 
