@@ -105,8 +105,11 @@ def write_inputs(folder, **changes):
     return folder
 
 
-def training(folder, *, model=None, data=None, dev=None):
-    """Arguments that train a tiny model in a second, on files of `folder` where none are named."""
+def training(folder, *sets, model=None, data=None, dev=None):
+    """Arguments that train a tiny model in a second, on files of `folder` where none are named.
+
+    `sets` are further settings `section.key=value`.
+    """
     options = {
         "--model": model or folder / "base",
         "--data": data or folder / "pairs.jsonl",
@@ -114,14 +117,19 @@ def training(folder, *, model=None, data=None, dev=None):
         "--iters": 3,
         "--batch-size": 4,
     }
-    sets = [f"eval.data={dev or folder / 'dev.tsv'}", "eval.every=1", "train.warmup=0"]
+    fixed = (f"eval.data={dev or folder / 'dev.tsv'}", "eval.every=1", "train.warmup=0")
     named = [word for option in options.items() for word in option]
-    return ["train", *named, *(word for text in sets for word in ("--set", text))]
+    return ["train", *named, *(word for text in (*fixed, *sets) for word in ("--set", text))]
 
 
 def metrics_of(folder):
     """The lines of a run's metrics.jsonl."""
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results_of(folder):
+    """What a run's results.json says."""
+    return json.loads((folder / "results.json").read_text())
 
 
 def files_below(folder):

@@ -367,7 +367,7 @@ def test_the_doctor_looks_at_the_machine(monkeypatch, rate, is_well):
 
 def test_settings_that_are_wrong_are_told_all_at_once(space, here):
     Path("sempa.yaml").write_text("train:\n  itres: 3\n  seed: many\nmodle:\n  name: a\n")
-    outcome = refused(2, *training(space), "-c", "sempa.yaml", "--set", "lora.rank=0")
+    outcome = refused(2, *training(space, "lora.rank=0"), "-c", "sempa.yaml")
     assert [line.split(": ")[1] for line in outcome.errors] == [
         "sempa.yaml:2",
         "sempa.yaml:3",

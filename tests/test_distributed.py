@@ -39,8 +39,8 @@ def steps_of(folder):
 @pytest.mark.parametrize("loss", ["sigmoid", "0.5 sigmoid + embedding + 0.1 kl"])
 def test_training_follows_the_curve_of_one_process(loss, inputs, tmp_path):
     """Batches of 5 of 12 rows: the processes get unequal shares, and the last batch has two."""
-    sets = ["--set", f"objective.loss={loss}", "--set", "train.epochs=2", "--iters", 6]
-    command = [*training(inputs), *sets, "--batch-size", 5]
+    sets = (f"objective.loss={loss}", "train.epochs=2")
+    command = [*training(inputs, *sets), "--iters", 6, "--batch-size", 5]
     done(*command, "--adapter-path", tmp_path / "one")
     launched(*command, "--adapter-path", tmp_path / "two")
     one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")

@@ -1,6 +1,5 @@
 """A run that was stopped goes on as if it had not been: to the bit, from every step."""
 
-import json
 import os
 import shlex
 import shutil
@@ -22,6 +21,7 @@ from tests.command import (
     files_below,
     metrics_of,
     refused,
+    results_of,
     training,
     write_inputs,
     write_triplets,
@@ -96,7 +96,7 @@ def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
     assert again.progress.step == step
     list(again.events())
     assert_same(tmp_path / "run", whole)
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     assert results["steps"] == STEPS
     assert results["dev_scores"].keys() == {"0", "2", "4", "6"}
 
@@ -178,8 +178,7 @@ def test_a_longer_run_may_follow(whole, inputs, tmp_path):
 def test_a_killed_process_can_be_continued(kind, inputs, tmp_path):
     """The real thing: a process, a signal at some moment, and the command that it printed."""
     steps, folder = 60, tmp_path / "killed run"
-    command = [*training(inputs), "--iters", steps, "--set", "train.epochs=30"]
-    command += ["--set", "output.save_every=1"]
+    command = [*training(inputs, "train.epochs=30", "output.save_every=1"), "--iters", steps]
     done(*command, "--adapter-path", tmp_path / "whole")
     process = subprocess.Popen(
         [sys.executable, "-m", "sempa_mlx", *map(str, command), "--adapter-path", str(folder)],
