@@ -23,7 +23,7 @@ from sempa_mlx.model.forward import (
 )
 from sempa_mlx.model.head import target_logps, text_model
 from sempa_mlx.model.lora import attach
-from tests.tiny import MISFITS, SHARING, VOCABULARY, WINDOW, tiny_model
+from tests.tiny import MISFITS, SHARING, VOCABULARY, WINDOW, move_adapter, tiny_model
 
 NATS = 1e-4
 model_of = functools.cache(tiny_model)
@@ -144,10 +144,7 @@ def test_a_multimodal_wrapper_scores_as_its_language_model():
 def with_adapter(kind):
     model = tiny_model(kind)
     attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
-    for index, (name, value) in enumerate(tree_flatten(model.trainable_parameters())):
-        if name.endswith("lora_b"):  # zero: then lora_a would have no gradient at all
-            noise = mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, 0.1 * noise)], strict=False)
+    move_adapter(model, 0.1)  # while lora_b is zero, lora_a has no gradient at all
     return model
 
 
