@@ -35,12 +35,12 @@ def read_run_data(config: SempaConfig) -> RunData:
     """Read training rows, validation rows and dev pairs.
 
     Raises:
-        ConfigError: the best step is chosen by rows that are not named.
+        ConfigError: settings that do not go together; all of them.
         DataError: a file is missing or malformed; all faults of a file at once.
     """
-    if config.eval.metric != "spearman" and config.data.dev is None:
-        what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
-        raise ConfigError(Problem(what, fix="set data.dev"), state="nothing was started")
+    faults = _combination_faults(config)
+    if faults:
+        raise ConfigError(faults, state="nothing was started")
     check_tracker(config.output.report_to)
     train = training_source(config.data.train)
     data = read_preferences(
@@ -64,3 +64,15 @@ def read_run_data(config: SempaConfig) -> RunData:
     if "kl" in config.objective.terms and config.objective.kl_text is not None:
         found.kl_text = read_text(Path(config.objective.kl_text), state="nothing was started")
     return found
+
+
+def _combination_faults(config: SempaConfig) -> list[Problem]:
+    """Return what is wrong with settings that are right by themselves."""
+    faults = []
+    if config.eval.metric != "spearman" and config.data.dev is None:
+        what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
+        faults.append(Problem(what, fix="set data.dev"))
+    if config.train.grad_checkpoint and config.lora.dropout:
+        what = "train.grad_checkpoint cannot draw the masks of lora.dropout twice alike"
+        faults.append(Problem(what, fix="set lora.dropout=0, or train.grad_checkpoint=false"))
+    return faults
