@@ -35,7 +35,8 @@ from mlx.utils import tree_map
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.data.preferences import read_preferences
 from sempa_mlx.data.sources import training_source
-from sempa_mlx.model.forward import TokenRow, pad_right
+from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.forward import pad_right
 from sempa_mlx.model.load import load_model
 from sempa_mlx.model.lora import attach, dialled
 from sempa_mlx.model.prompts import tokenize_preferences

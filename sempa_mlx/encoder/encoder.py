@@ -19,11 +19,7 @@ from sempa_mlx.encoder.methods import METHODS, pool
 from sempa_mlx.encoder.settings import SETTINGS_FILE, EncoderSettings, read_settings
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
-from sempa_mlx.model.forward import (
-    SharedPrefixUnsupportedError,
-    common_prefix,
-    final_hidden,
-)
+from sempa_mlx.model.forward import SharedPrefixUnsupportedError, common_prefix, final_hidden
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config

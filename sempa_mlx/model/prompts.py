@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import EmbeddingTemplate, clean_sentence
 from sempa_mlx.errors import ModelError
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
 

@@ -5,7 +5,7 @@ import json
 from collections.abc import Iterable, Sequence
 
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.run.inputs import RunData
 from sempa_mlx.training.reference_store import row_key

@@ -6,7 +6,7 @@ from sempa_mlx import runtime
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.records import PreferenceRecord
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import TokenizedPreferences
 from sempa_mlx.model.scoring import Scorer

@@ -13,7 +13,8 @@ import numpy as np
 from mlx.utils import tree_map
 
 from sempa_mlx.data.batching import batches_by_length
-from sempa_mlx.model.forward import TokenRow, final_hidden
+from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.head import trained_kl
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.model.scoring import Scorer

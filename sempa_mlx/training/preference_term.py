@@ -13,7 +13,7 @@ import numpy as np
 
 from sempa_mlx.config import ObjectiveConfig
 from sempa_mlx.data.batching import batches_by_length
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.scoring import Scored, Scorer, score_states
 from sempa_mlx.training.contribution import Contribution
 from sempa_mlx.training.reference import Reference

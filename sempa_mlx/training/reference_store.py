@@ -22,7 +22,7 @@ from sempa_mlx.errors import Problem
 from sempa_mlx.files import cache_folder
 
 if TYPE_CHECKING:  # it would bring in mlx, and files need none
-    from sempa_mlx.model.forward import TokenRow
+    from sempa_mlx.model.completions import TokenRow
 
 FORMAT = 1  # to be raised when the code would compute other values, or write other records
 KEY_BYTES = 16

@@ -9,7 +9,7 @@ import mlx.core as mx
 
 from sempa_mlx.config import ObjectiveConfig
 from sempa_mlx.config_terms import RANKED, REFERENCE_FREE
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.scoring import Scored
 from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
 from sempa_mlx.training.pairwise import BATCHWISE, PAIR_LOSSES, Pairs

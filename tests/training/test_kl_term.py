@@ -7,7 +7,7 @@ from mlx.utils import tree_flatten
 from scipy.special import log_softmax
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.lora import adapter_weights, attach, dialled
 from sempa_mlx.model.scoring import choose_scoring
 from sempa_mlx.training.kl_term import TEXT_ROW, completion_kl, text_kl

@@ -7,7 +7,7 @@ import pytest
 from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.lora import attach
 from sempa_mlx.model.scoring import Scored, choose_scoring
 from sempa_mlx.training.reference import Reference

@@ -9,7 +9,7 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.config import EvalConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.errors import RunError
-from sempa_mlx.model.forward import score_plain
+from sempa_mlx.model.completions import score_plain
 from sempa_mlx.model.lora import adapter_weights, attach
 from sempa_mlx.model.scoring import Scorer, choose_scoring, score_states
 from sempa_mlx.training.events import Evaluated, Score, StepDone, StepSkipped
