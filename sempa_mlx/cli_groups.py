@@ -27,22 +27,34 @@ def eval_sts(
     method: Annotated[
         list[str] | None, typer.Option("--method", help="Methods of the base.")
     ] = None,
-    data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
+    data: Annotated[
+        str,
+        typer.Option("--data", help="`hub`, a folder of STS sets, or a file of scored pairs."),
+    ] = "hub",
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
-    protocol: Annotated[Literal["senteval", "mteb"], typer.Option("--protocol")] = "senteval",
+    protocol: Annotated[
+        Literal["senteval", "mteb"] | None,
+        typer.Option("--protocol", help="How the sets are read. [default: senteval]"),
+    ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Print intervals, subsets, and paired tests as well.")
+    ] = False,
     no_base: NoBaseOption = False,
     out: OutOption = None,
     fail_under: Annotated[
         float | None, typer.Option("--fail-under", help="Exit 1 if the best average is lower.")
     ] = None,
 ) -> None:
-    """Compare base and adapters on the seven STS tasks (Spearman x 100)."""
-    from sempa_mlx.commands.evaluate import Systems, run_eval_sts
+    """Compare base and adapters on the seven STS tasks, or on your own pairs (Spearman x 100)."""
+    from sempa_mlx.commands.evaluate import Systems
+    from sempa_mlx.commands.evaluate_sts import run_eval_sts
 
     methods = [] if no_base else method or ["prompteol"]
     systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
     names = tuple(tasks.split(",")) if tasks else None
-    run_eval_sts(console, systems, data, names, protocol, out=out, fail_under=fail_under)
+    run_eval_sts(
+        *(console, systems, data, names, protocol), details=details, out=out, fail_under=fail_under
+    )
 
 
 @eval_app.command("generation", epilog="Example:  sempa-mlx eval generation --text wiki.txt")
