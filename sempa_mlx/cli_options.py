@@ -22,6 +22,18 @@ ScalesOption = Annotated[
         "--adapter-scale", help="0 = base, 1 = full adapter; may be repeated. [default: 1]"
     ),
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="Method of the base; may be repeated. [default: prompteol]"),
+]
+SentencesOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="`hub` or a folder of STS sets (STS-B test is used), a file of scored pairs "
+        "(.tsv, .csv, .jsonl), or a text of one sentence a line.",
+    ),
+]
 NoBaseOption = Annotated[bool, typer.Option("--no-base", help="Measure the adapters only.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -420,7 +420,7 @@ def test_files_that_are_not_there_are_named(space, here):
     assert "no such file" in refused(2, "train", "-c", "nowhere.yaml").err
     assert "no such file" in refused(3, "data", "check", "nowhere.jsonl").err
     assert "no such file" in refused(3, "embed", "nowhere.txt", "--model", space / "base").err
-    assert "no such folder" in refused(3, "eval", "sts", "--data", "nowhere").err
+    assert "no such file or folder" in refused(3, "eval", "sts", "--data", "nowhere").err
     assert "no such file" in refused(3, "eval", "generation", "--text", "nowhere.txt").err
     assert files_below(here) == {}
 

@@ -197,6 +197,12 @@ def tokenize_texts(
     return TokenizedTexts(tuple(tuple(row) or empty for row in rows), num_truncated=len(long))
 
 
+def tokenize_bare(texts: Sequence[str], tokenizer: TokenizerWrapper) -> tuple[tuple[int, ...], ...]:
+    """Tokenise texts by themselves: no template, no control tokens; an empty text has none."""
+    rows = _encode(tokenizer, texts, as_text=True, special=False) if texts else []
+    return tuple(map(tuple, rows))
+
+
 def _cut(
     text: str, template: EmbeddingTemplate, tokenizer: TokenizerWrapper, max_tokens: int
 ) -> list[int]:
