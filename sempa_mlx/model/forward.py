@@ -122,7 +122,7 @@ def _spread(array: mx.array, rows: int) -> mx.array:
     return mx.repeat(array, rows // array.shape[0], axis=0)
 
 
-def _run_level(
+def run_level(
     model: nn.Module, tokens: mx.array, past: Past | None, mask_rank: int, *, keeps: bool = True
 ) -> tuple[mx.array, list[tuple[KeysValues, ...]]]:
     """Run (rows, length) tokens after `past`; return final states, and if it `keeps`, `layers`."""
@@ -174,10 +174,10 @@ def final_hidden(model: nn.Module, rows: Sequence[Sequence[int]], shared: int = 
     if shared == 0:
         whole: mx.array = text_model(model).model(mx.array(pad_right(rows)))
         return whole
-    _, layers = _run_level(model, mx.array([list(rows[0][:shared])]), None, PLAIN_MASK_RANK)
+    _, layers = run_level(model, mx.array([list(rows[0][:shared])]), None, PLAIN_MASK_RANK)
     past = Past(layers, visible=None, positions=shared)
     rest = mx.array(pad_right([row[shared:] for row in rows]))
-    return _run_level(model, rest, past, PLAIN_MASK_RANK, keeps=False)[0]
+    return run_level(model, rest, past, PLAIN_MASK_RANK, keeps=False)[0]
 
 
 class TargetStates(NamedTuple):
@@ -229,14 +229,14 @@ def shared_states(
     """
     past = None
     if shared:
-        _, layers = _run_level(model, mx.array([list(rows[0].prompt[:shared])]), None, mask_rank)
+        _, layers = run_level(model, mx.array([list(rows[0].prompt[:shared])]), None, mask_rank)
         past = Past(layers, visible=None, positions=shared)
     prompts = [row.prompt[shared:] for row in rows]
-    prompt_hidden, layers = _run_level(model, mx.array(pad_right(prompts)), past, mask_rank)
+    prompt_hidden, layers = run_level(model, mx.array(pad_right(prompts)), past, mask_rank)
     past = _after_prompts(layers, [len(row.prompt) for row in rows], len(rows[0].completions))
     # The last token of a completion predicts nothing that is scored, so it is never run.
     inputs = [completion[:-1] or (0,) for row in rows for completion in row.completions]
-    branch_hidden, _ = _run_level(model, mx.array(pad_right(inputs)), past, mask_rank, keeps=False)
+    branch_hidden, _ = run_level(model, mx.array(pad_right(inputs)), past, mask_rank, keeps=False)
     return _branch_targets(prompt_hidden, branch_hidden, rows, shared)
 
 

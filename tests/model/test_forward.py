@@ -206,13 +206,13 @@ def test_gradients_flow_through_the_shared_prefix():
 
 def prefix_layers(model, rows):
     prefix = mx.array([list(rows[0].prompt[:4])])
-    return forward._run_level(model, prefix, None, PLAIN_MASK_RANK)[1]
+    return forward.run_level(model, prefix, None, PLAIN_MASK_RANK)[1]
 
 
 def score_after(model, rows, layers):
     past = forward.Past(layers, visible=None, positions=4)
     prompts = mx.array(pad_right([row.prompt[4:] for row in rows]))
-    hidden, _ = forward._run_level(model, prompts, past, PLAIN_MASK_RANK)
+    hidden, _ = forward.run_level(model, prompts, past, PLAIN_MASK_RANK)
     last = mx.stack([hidden[i, len(row.prompt) - 5] for i, row in enumerate(rows)])
     firsts = mx.array([row.completions[0][0] for row in rows])
     return target_logps(model, last, firsts)[:, None]
