@@ -6,6 +6,7 @@ never becomes one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -186,15 +187,68 @@ def tokenize_texts(
     """Put texts into an embedding template and tokenise them.
 
     A prompt longer than `max_tokens` loses the end of its sentence, never of the template. An empty
-    prompt becomes the end-of-sequence token alone, so that every text has a vector.
+    prompt becomes the end-of-sequence token alone, so that every text has a vector. A placeholder
+    is an end-of-sequence token, which stands in for a state that is put there later.
     """
-    rendered = [template.render(text) for text in texts]
-    rows = _encode(tokenizer, rendered, as_text=True, special=True) if rendered else []
+    rows = _rows([template.parts(text) for text in texts], template, tokenizer)
     long = [index for index, row in enumerate(rows) if len(row) > max_tokens]
     for index in long:
         rows[index] = _cut(texts[index], template, tokenizer, max_tokens)
     empty = (tokenizer.eos_token_id,)
     return TokenizedTexts(tuple(tuple(row) or empty for row in rows), num_truncated=len(long))
+
+
+def _rows(
+    prompts: Sequence[tuple[str, ...]], template: EmbeddingTemplate, tokenizer: TokenizerWrapper
+) -> list[list[int]]:
+    """Tokenise prompts given in parts; each part is tokenised apart from the others."""
+    parts = list(zip(*prompts, strict=True))
+    if len(parts) == 1:  # the tokenizer's own special tokens stand where it puts them
+        return _encode(tokenizer, parts[0], as_text=True, special=True)
+    opening = _opening_tokens(tokenizer)
+    encoded = [_encode(tokenizer, part, as_text=True, special=False) for part in parts]
+    if template.head and encoded:
+        encoded.insert(1, [[tokenizer.eos_token_id]] * len(prompts))
+    return [[*opening, *chain.from_iterable(row)] for row in zip(*encoded, strict=True)]
+
+
+def _opening_tokens(tokenizer: TokenizerWrapper) -> tuple[int, ...]:
+    """Return what the tokenizer puts in front of a text, such as begin of sequence."""
+    bare, whole = (
+        _encode_one(tokenizer, "a", as_text=True, special=special) for special in (False, True)
+    )
+    starts = range(len(whole) - len(bare) + 1)
+    start = next((start for start in starts if whole[start : start + len(bare)] == bare), 0)
+    return whole[:start]
+
+
+@dataclass(frozen=True, slots=True)
+class PromptShape:
+    """Where things stand in the token rows of a template, whatever the sentence.
+
+    `placeholder` is the index of the placeholder token, `frame` the number of tokens around the two
+    copies of a sentence; None where a template has no such thing.
+    """
+
+    placeholder: int | None = None
+    frame: int | None = None
+
+    def second_copy(self, length: int) -> int:
+        """Return the first token of the second copy in a row; the last one if a copy is empty."""
+        copy = (length - (self.frame or 0)) // 2
+        return length - max(copy, 1)
+
+
+def prompt_shape(template: EmbeddingTemplate, tokenizer: TokenizerWrapper) -> PromptShape:
+    """Find where things stand in what `tokenize_texts` makes of this template."""
+    before = template.head if template.head else template.prefix
+    opening = len(_opening_tokens(tokenizer)) + len(_encode_one(tokenizer, before, as_text=True))
+    if template.head:
+        return PromptShape(placeholder=opening)
+    if template.twice:
+        between = len(_encode_one(tokenizer, template.suffix, as_text=True))
+        return PromptShape(frame=opening + between)
+    return PromptShape()
 
 
 def _cut(
@@ -204,10 +258,11 @@ def _cut(
     # Cleaned first: blanks that cleaning takes away must not crowd out words.
     body = clean_sentence(text) if template.clean else text
     sentence = _encode_one(tokenizer, body, as_text=True)
+    copies = 2 if template.twice else 1
     keep = min(len(sentence), max_tokens)
     while True:
-        shorter = template.render(tokenizer.decode(sentence[:keep]))
-        row = list(_encode_one(tokenizer, shorter, as_text=True, special=True))
+        shorter = template.parts(tokenizer.decode(sentence[:keep]))
+        (row,) = _rows([shorter], template, tokenizer)
         if len(row) <= max_tokens or keep == 0:
             return row
-        keep -= min(keep, len(row) - max_tokens)
+        keep -= min(keep, -(-(len(row) - max_tokens) // copies))
