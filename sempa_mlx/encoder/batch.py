@@ -7,7 +7,7 @@ from typing import Literal
 import mlx.core as mx
 
 from sempa_mlx.model.hidden_states import MakeTaps, Row, StateReader
-from sempa_mlx.model.prompts import PromptShape
+from sempa_mlx.model.prompt_shape import PromptShape
 
 Pooling = Literal["last", "mean", "weighted-mean"]
 

@@ -32,7 +32,8 @@ from sempa_mlx.model.head import text_model
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
-from sempa_mlx.model.prompts import TokenizedTexts, prompt_shape, tokenize_texts
+from sempa_mlx.model.prompt_shape import prompt_shape
+from sempa_mlx.model.prompts import TokenizedTexts, tokenize_texts
 from sempa_mlx.world import World
 
 

@@ -48,9 +48,10 @@ def _encode(
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-def _encode_one(
+def encode_one(
     tokenizer: TokenizerWrapper, text: str, *, as_text: bool, special: bool = False
 ) -> tuple[int, ...]:
+    """Return the tokens of one text; names of control tokens stay text if `as_text`."""
     return tuple(_encode(tokenizer, [text], as_text=as_text, special=special)[0])
 
 
@@ -67,7 +68,7 @@ class ChatRenderer:
     def row(self, record: PreferenceRecord) -> TokenRow:
         """Tokenise one record; each completion ends with the template's end of turn."""
         if isinstance(record.prompt, str):
-            prompt = _encode_one(self._tokenizer, record.prompt, as_text=True, special=True)
+            prompt = encode_one(self._tokenizer, record.prompt, as_text=True, special=True)
             ending: tuple[int, ...] = (self._tokenizer.eos_token_id,)
         else:
             prompt = self._prompt(record.prompt)
@@ -78,11 +79,11 @@ class ChatRenderer:
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         if not self.has_template:
             text = PLAIN_ENDING.join(message.content for message in messages) + PLAIN_ENDING
-            return _encode_one(self._tokenizer, text, as_text=True, special=True)
+            return encode_one(self._tokenizer, text, as_text=True, special=True)
         text = "".join(message.content for message in messages)
         if not any(marker in text for marker in self._markers):
             rendered = self._render(messages, add_generation_prompt=True)
-            return _encode_one(self._tokenizer, rendered, as_text=False)
+            return encode_one(self._tokenizer, rendered, as_text=False)
         return self._prompt_around(messages, _unused_character(text))
 
     def _prompt_around(self, messages: tuple[Message, ...], mask: str) -> tuple[int, ...]:
@@ -101,7 +102,7 @@ class ChatRenderer:
         ids: tuple[int, ...] = ()
         for place, part in enumerate(rendered.split(mask)):
             text = self._markers[int(part)] if place % 2 else part
-            ids += _encode_one(self._tokenizer, text, as_text=bool(place % 2))
+            ids += encode_one(self._tokenizer, text, as_text=bool(place % 2))
         return ids
 
     def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
@@ -139,7 +140,7 @@ class ChatRenderer:
         if not closed.startswith(opened + answer.content):
             return fallback
         ending = closed.removeprefix(opened + answer.content).strip()
-        return _encode_one(self._tokenizer, ending, as_text=False) or fallback
+        return encode_one(self._tokenizer, ending, as_text=False) or fallback
 
 
 def _control_tokens(tokenizer: TokenizerWrapper) -> list[str]:
@@ -205,50 +206,21 @@ def _rows(
     parts = list(zip(*prompts, strict=True))
     if len(parts) == 1:  # the tokenizer's own special tokens stand where it puts them
         return _encode(tokenizer, parts[0], as_text=True, special=True)
-    opening = _opening_tokens(tokenizer)
+    opening = opening_tokens(tokenizer)
     encoded = [_encode(tokenizer, part, as_text=True, special=False) for part in parts]
     if template.head and encoded:
         encoded.insert(1, [[tokenizer.eos_token_id]] * len(prompts))
     return [[*opening, *chain.from_iterable(row)] for row in zip(*encoded, strict=True)]
 
 
-def _opening_tokens(tokenizer: TokenizerWrapper) -> tuple[int, ...]:
+def opening_tokens(tokenizer: TokenizerWrapper) -> tuple[int, ...]:
     """Return what the tokenizer puts in front of a text, such as begin of sequence."""
     bare, whole = (
-        _encode_one(tokenizer, "a", as_text=True, special=special) for special in (False, True)
+        encode_one(tokenizer, "a", as_text=True, special=special) for special in (False, True)
     )
     starts = range(len(whole) - len(bare) + 1)
     start = next((start for start in starts if whole[start : start + len(bare)] == bare), 0)
     return whole[:start]
-
-
-@dataclass(frozen=True, slots=True)
-class PromptShape:
-    """Where things stand in the token rows of a template, whatever the sentence.
-
-    `placeholder` is the index of the placeholder token, `frame` the number of tokens around the two
-    copies of a sentence; None where a template has no such thing.
-    """
-
-    placeholder: int | None = None
-    frame: int | None = None
-
-    def second_copy(self, length: int) -> int:
-        """Return the first token of the second copy in a row; the last one if a copy is empty."""
-        copy = (length - (self.frame or 0)) // 2
-        return length - max(copy, 1)
-
-
-def prompt_shape(template: EmbeddingTemplate, tokenizer: TokenizerWrapper) -> PromptShape:
-    """Find where things stand in what `tokenize_texts` makes of this template."""
-    before = template.head if template.head else template.prefix
-    opening = len(_opening_tokens(tokenizer)) + len(_encode_one(tokenizer, before, as_text=True))
-    if template.head:
-        return PromptShape(placeholder=opening)
-    if template.twice:
-        between = len(_encode_one(tokenizer, template.suffix, as_text=True))
-        return PromptShape(frame=opening + between)
-    return PromptShape()
 
 
 def _cut(
@@ -257,7 +229,7 @@ def _cut(
     """Shorten the sentence, token by token from its end, until its prompt fits."""
     # Cleaned first: blanks that cleaning takes away must not crowd out words.
     body = clean_sentence(text) if template.clean else text
-    sentence = _encode_one(tokenizer, body, as_text=True)
+    sentence = encode_one(tokenizer, body, as_text=True)
     copies = 2 if template.twice else 1
     keep = min(len(sentence), max_tokens)
     while True:
