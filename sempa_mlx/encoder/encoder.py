@@ -7,7 +7,7 @@ tokens are run once a batch. Results do not depend on batch size, order or paddi
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -16,22 +16,28 @@ import numpy as np
 
 from sempa_mlx.data.batching import group_by_length
 from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
+from sempa_mlx.encoder.description import describe, vectors_key
 from sempa_mlx.encoder.interventions import PLAIN
 from sempa_mlx.encoder.methods import find_method
+from sempa_mlx.encoder.postprocess import write_post
 from sempa_mlx.encoder.settings import (
-    FORMAT,
+    POST_FILE,
     SETTINGS_FILE,
     EncoderSettings,
-    describe_template,
     read_settings,
 )
-from sempa_mlx.errors import UsageError
+from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
 from sempa_mlx.model.blocks import require_attention
 from sempa_mlx.model.head import text_model
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
-from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
+from sempa_mlx.model.lora import (
+    CONFIG_FILE,
+    dialled,
+    load_adapter,
+    read_adapter_config,
+)
 from sempa_mlx.model.prompt_shape import prompt_shape
 from sempa_mlx.model.prompts import TokenizedTexts, tokenize_texts
 from sempa_mlx.world import World
@@ -76,6 +82,9 @@ class Encoder:
         cut = settings.truncate_dim
         if cut is not None and not 1 <= cut <= self._hidden_size:
             raise UsageError(f"truncate_dim must lie in 1 to {self._hidden_size}, not {cut}")
+        if settings.post is not None and settings.post.vectors != self.vectors_key:
+            what = f"the fitted {settings.post.kind} belongs to other vectors"
+            raise UsageError(Problem(what, fix="fit it for this model, adapter and method"))
 
     @classmethod
     def load(
@@ -107,7 +116,11 @@ class Encoder:
         return cls(loaded, settings)
 
     def with_scale(self, scale: float) -> "Encoder":
-        """Return an encoder of the same model with its adapter at another scale."""
+        """Return an encoder of the same model with its adapter at another scale.
+
+        Raises:
+            UsageError: the vectors are mapped by a fit, which belongs to one scale.
+        """
         return Encoder(self.loaded, replace(self.settings, adapter_scale=scale), world=self._world)
 
     @property
@@ -204,6 +217,11 @@ class Encoder:
         """The number of the model's blocks."""
         return self._reader.depth
 
+    @property
+    def vectors_key(self) -> str:
+        """What makes the vectors as they leave the model, as 16 hex digits."""
+        return vectors_key(self.loaded, self.method, self.parameters, self.settings)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[Row, ...]:
         """Return the tokens of each text in the method's template.
 
@@ -233,7 +251,9 @@ class Encoder:
         return self.method.intervention.embed(batch, self.parameters, layers)
 
     def _finished(self, vectors: np.ndarray) -> np.ndarray:
-        """Cut vectors and give them unit length, as the settings say."""
+        """Map vectors, cut them and give them unit length, as the settings say."""
+        if self.settings.post is not None:
+            vectors = self.settings.post.apply(vectors)
         vectors = vectors[:, : self.dim]
         if self.settings.normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
@@ -257,25 +277,11 @@ class Encoder:
 
     def describe(self) -> dict[str, Any]:
         """Return what made the vectors, for the sidecar of a file and for `encoder.json`."""
-        first, *others = map(describe_template, self.method.templates)
-        return {
-            "format": FORMAT,
-            **asdict(self.settings),
-            **asdict(self.parameters),
-            "num_blocks": self.depth,
-            "pooling": self.method.pooling,
-            "template": first,
-            "auxiliary_templates": others,
-            "dtype": str(self.loaded.dtype).removeprefix("mlx.core."),
-            "dim": self.dim,
-            "model": {
-                "name": self.loaded.location.reference,
-                "revision": self.loaded.location.revision,
-                "fingerprint": self.loaded.fingerprint,
-            },
-        }
+        return describe(self.loaded, self.method, self.parameters, self.settings, self.dim)
 
     def save_settings(self, folder: Path) -> None:
-        """Write `encoder.json` into a run folder."""
+        """Write `encoder.json` into a run folder, and the fitted map beside it if there is one."""
+        if self.settings.post is not None:
+            write_post(folder / POST_FILE, self.settings.post)
         text = json.dumps(self.describe(), indent=2, ensure_ascii=False) + "\n"
         write_text(folder / SETTINGS_FILE, text)

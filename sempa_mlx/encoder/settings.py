@@ -5,11 +5,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sempa_mlx.data.templates import EmbeddingTemplate
 from sempa_mlx.encoder.methods import METHODS
+from sempa_mlx.encoder.postprocess import PostFit, read_post
 from sempa_mlx.errors import ModelError, Problem
 
 SETTINGS_FILE = "encoder.json"
+POST_FILE = "post.safetensors"
 FORMAT = 2  # 1 knew no interventions, one template, and final states only
 _STORED = {  # JSON types of the settings in `encoder.json`
     "method": str,
@@ -27,7 +28,7 @@ class EncoderSettings:
     """How vectors are made; saved beside the adapter as `encoder.json`.
 
     `layer`, `block` and `strength` are the method's parameters (see `Parameters`); None stands for
-    the method's default on the model at hand.
+    the method's default on the model at hand. `post` maps the vectors before they are cut.
     """
 
     method: str = "prompteol"
@@ -38,25 +39,13 @@ class EncoderSettings:
     layer: int | None = None
     block: int | None = None
     strength: float | None = None
+    post: PostFit | None = None
 
     def with_method(self, method: str | None) -> "EncoderSettings":
-        """Return these settings for another method, without the parameters of this one."""
+        """Return these settings for another method, without what belongs to this one."""
         if method in (None, self.method):
             return self
-        return replace(self, method=method, layer=None, block=None, strength=None)
-
-
-def describe_template(template: EmbeddingTemplate) -> dict[str, Any]:
-    """Return a template as `encoder.json` holds it."""
-    return {
-        "name": template.name,
-        "head": template.head,
-        "prefix": template.prefix,
-        "suffix": template.suffix,
-        "twice": template.twice,
-        "clean": template.clean,
-        "fingerprint": template.fingerprint,
-    }
+        return replace(self, method=method, layer=None, block=None, strength=None, post=None)
 
 
 def read_settings(folder: Path) -> EncoderSettings:
@@ -91,4 +80,14 @@ def read_settings(folder: Path) -> EncoderSettings:
         raise ModelError(
             Problem("made with another version of its template", str(path), fix="train again")
         )
-    return settings
+    post = stored.get("post")
+    return settings if post is None else replace(settings, post=_read_fit(folder, post))
+
+
+def _read_fit(folder: Path, described: Any) -> PostFit:  # noqa: ANN401 - what JSON holds
+    """Read the map beside an `encoder.json`, which says which one it has to be."""
+    fit = read_post(folder / POST_FILE)
+    if fit.describe() != described:
+        what = f"not the map that {SETTINGS_FILE} names"
+        raise ModelError(Problem(what, str(folder / POST_FILE)))
+    return fit
