@@ -17,7 +17,7 @@ import numpy as np
 from sempa_mlx.data.batching import group_by_length
 from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
 from sempa_mlx.encoder.description import describe, vectors_key
-from sempa_mlx.encoder.interventions import PLAIN
+from sempa_mlx.encoder.interventions import PLAIN, Parameters
 from sempa_mlx.encoder.methods import find_method
 from sempa_mlx.encoder.postprocess import write_post
 from sempa_mlx.encoder.settings import (
@@ -78,10 +78,10 @@ class Encoder:
             prompt_shape(template, loaded.tokenizer) for template in self.method.templates
         )
         self._world = world or World()
-        self._hidden_size = int(text_model(loaded.model).args.hidden_size)
+        self.hidden_size = int(text_model(loaded.model).args.hidden_size)
         cut = settings.truncate_dim
-        if cut is not None and not 1 <= cut <= self._hidden_size:
-            raise UsageError(f"truncate_dim must lie in 1 to {self._hidden_size}, not {cut}")
+        if cut is not None and not 1 <= cut <= self.hidden_size:
+            raise UsageError(f"truncate_dim must lie in 1 to {self.hidden_size}, not {cut}")
         if settings.post is not None and settings.post.vectors != self.vectors_key:
             what = f"the fitted {settings.post.kind} belongs to other vectors"
             raise UsageError(Problem(what, fix="fit it for this model, adapter and method"))
@@ -126,7 +126,7 @@ class Encoder:
     @property
     def dim(self) -> int:
         """The length of a vector."""
-        return self.settings.truncate_dim or self._hidden_size
+        return self.settings.truncate_dim or self.hidden_size
 
     def encode(
         self,
@@ -168,45 +168,50 @@ class Encoder:
     ) -> tuple[np.ndarray, int]:
         """Embed texts as `encode` does; return the vectors and how many texts were cut."""
         layer = self.parameters.index(self.depth)
-        (vectors,), num_truncated = self.read_layers(
+        found, num_truncated = self.read(
             texts, (layer,), batch_tokens=batch_tokens, on_progress=on_progress
         )
-        return self._finished(vectors), num_truncated
+        return self._finished(found[0, 0]), num_truncated
 
-    def read_layers(
+    def read(
         self,
         texts: Sequence[str],
         layers: Sequence[int],
+        variants: Sequence[Parameters] | None = None,
         *,
         batch_tokens: int = 4096,
         on_progress: Callable[[int], None] | None = None,
     ) -> tuple[np.ndarray, int]:
-        """Embed texts at several layers in one forward pass a prompt.
+        """Embed texts at several layers, under several parameters; passes are shared where it goes.
 
         Args:
             texts: any number of strings.
             layers: indices from 0 (embeddings) to `depth` (final states).
+            variants: parameters of the method, whose own layers do not count; by default those of
+                this encoder alone.
             batch_tokens: upper bound of tokens in one forward pass, padding included.
             on_progress: called with the number of texts done by each batch.
 
         Returns:
-            (layers, len(texts), hidden size) float32 as they leave the model, neither cut nor of
-            unit length, and how many texts were cut.
+            (variants, layers, len(texts), hidden size) float32 as they leave the model, neither cut
+            nor of unit length, and how many texts were cut.
         """
+        variants = (self.parameters,) if variants is None else variants
         slots: dict[str, list[int]] = {}
         for index, text in enumerate(texts):
             slots.setdefault(text, []).append(index)
         prompts = self._prompts(list(slots))
         rows = list(zip(*(tokenized.rows for tokenized in prompts), strict=True))
         places = list(slots.values())
-        vectors = np.zeros((len(layers), len(texts), self._hidden_size), dtype=np.float32)
+        shape = (len(variants), len(layers), len(texts), self.hidden_size)
+        vectors = np.zeros(shape, dtype=np.float32)
         groups = group_by_length([max(map(len, each)) for each in rows], batch_tokens)
         with dialled(self.loaded.model, self.settings.adapter_scale):
             for group in self._world.share(groups):
                 done = 0
-                found = self._forward([rows[index] for index in group], layers)
+                found = self._forward([rows[index] for index in group], layers, variants)
                 for place, index in enumerate(group):
-                    vectors[:, places[index]] = found[:, [place]]
+                    vectors[:, :, places[index]] = found[:, :, [place]]
                     done += len(places[index])
                 if on_progress:
                     on_progress(done)
@@ -239,16 +244,21 @@ class Encoder:
             for template in self.method.templates
         ]
 
-    def _forward(self, texts: Sequence[tuple[Row, ...]], layers: Sequence[int]) -> np.ndarray:
-        """Run one batch of texts, given by their rows: (layers, texts, hidden size) float32."""
-        found = self._embed(one_row_a_prompt(texts), layers)
-        return np.stack([np.array(found[layer]) for layer in layers])
+    def _forward(
+        self,
+        texts: Sequence[tuple[Row, ...]],
+        layers: Sequence[int],
+        variants: Sequence[Parameters],
+    ) -> np.ndarray:
+        """Run one batch of texts: (variants, layers, texts, hidden size) float32."""
+        batch = self._batch(one_row_a_prompt(texts))
+        found = self.method.intervention.embed(batch, variants, layers)
+        return np.array(mx.stack([each[layer] for each in found for layer in layers])).reshape(
+            len(variants), len(layers), len(texts), -1
+        )
 
-    def _embed(
-        self, rows: tuple[tuple[Row, ...], ...], layers: Sequence[int]
-    ) -> dict[int, mx.array]:
-        batch = Batch(self._reader, self._shapes, rows, self.method.pooling)
-        return self.method.intervention.embed(batch, self.parameters, layers)
+    def _batch(self, rows: tuple[tuple[Row, ...], ...]) -> Batch:
+        return Batch(self._reader, self._shapes, rows, self.method.pooling)
 
     def _finished(self, vectors: np.ndarray) -> np.ndarray:
         """Map vectors, cut them and give them unit length, as the settings say."""
@@ -273,7 +283,8 @@ class Encoder:
             (rows, hidden size) float32, neither cut nor of unit length.
         """
         layer = self.parameters.index(self.depth)
-        return self._embed((tuple(rows),), (layer,))[layer]
+        batch = self._batch((tuple(rows),))
+        return self.method.intervention.embed(batch, (self.parameters,), (layer,))[0][layer]
 
     def describe(self) -> dict[str, Any]:
         """Return what made the vectors, for the sidecar of a file and for `encoder.json`."""

@@ -44,8 +44,8 @@ def fit_after(
     with suppress(ModelError):  # none yet, or damaged
         return read_post(path), path
     layer = encoder.parameters.index(encoder.depth)
-    (raw,), _ = encoder.read_layers(distinct, (layer,), on_progress=on_progress)
-    fit = fit_post(raw, kind, components, encoder.vectors_key)
+    raw, _ = encoder.read(distinct, (layer,), on_progress=on_progress)
+    fit = fit_post(raw[0, 0], kind, components, encoder.vectors_key)
     write_post(path, fit)
     return fit, path
 

@@ -4,7 +4,7 @@
 states on their way through the blocks; the model itself is not touched. Blocks are counted from 0.
 """
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from sempa_mlx.encoder.batch import Batch
 from sempa_mlx.model.blocks import Taps
-from sempa_mlx.model.hidden_states import Positions
+from sempa_mlx.model.hidden_states import MakeTaps, Positions
 
 PLACEHOLDER_SEED = 0
 FIRST_PREPENDED = 1  # the placeholder is overwritten from this block on
@@ -37,37 +37,46 @@ class Parameters:
         return self.layer % (depth + 1)
 
 
-Embed = Callable[[Batch, Parameters, Collection[int]], dict[int, mx.array]]
+Found = dict[int, mx.array]  # (texts, dim) float32 by layer, counted from 0
+Embed = Callable[[Batch, Sequence[Parameters], Collection[int]], list[Found]]
 
 
 @dataclass(frozen=True, slots=True)
 class Intervention:
-    """A way from prompts to vectors, the parameters it takes, and what can be wrong with them.
+    """A way from prompts to vectors, and the parameters it takes.
 
-    `embed` returns (texts, dim) float32 for each layer it is asked for, counted from 0. `fault`
-    says what is wrong with parameters for a model of so many blocks, or "".
+    `embed` returns the vectors of a batch at some layers, for each of several parameters. `takes`
+    names parameters beside the layer. `fault` says what is wrong with parameters for a model of so
+    many blocks, or "". `grid` gives pairs of block and strength that tuning tries.
     """
 
     embed: Embed
-    takes: tuple[str, ...]
-    fault: Callable[[Parameters, int], str]
+    takes: tuple[str, ...] = ()
+    fault: Callable[[Parameters, int], str] = lambda _parameters, _depth: ""
+    grid: Callable[[int], list[tuple[int | None, float | None]]] = lambda _depth: [(None, None)]
 
 
-def plain(batch: Batch, _parameters: Parameters, layers: Collection[int]) -> dict[int, mx.array]:
+def plain(batch: Batch, variants: Sequence[Parameters], layers: Collection[int]) -> list[Found]:
     """Average the vectors of all prompts; most methods have one."""
     found = [batch.pooled(prompt, layers) for prompt in range(len(batch.rows))]
-    if len(found) == 1:
-        return found[0]
-    return {layer: mx.stack([each[layer] for each in found]).mean(axis=0) for layer in layers}
+    if len(found) > 1:
+        found = [
+            {layer: mx.stack([each[layer] for each in found]).mean(axis=0) for layer in layers}
+        ]
+    return found * len(variants)
 
 
-def prepend(batch: Batch, parameters: Parameters, layers: Collection[int]) -> dict[int, mx.array]:
+def prepend(batch: Batch, variants: Sequence[Parameters], layers: Collection[int]) -> list[Found]:
     """Let the sentence see what the whole prompt means (Token Prepending, arXiv 2412.11556).
 
     Before each block from 1 to `block` - 1 the state of a placeholder in front of the sentence is
     overwritten with the last token's. Block 0 sees random numbers there instead of an embedding,
     always the same ones.
     """
+    return [batch.pooled(0, layers, _prepending(batch, each)) for each in variants]
+
+
+def _prepending(batch: Batch, parameters: Parameters) -> MakeTaps:
     place, stop = batch.shapes[0].placeholder, parameters.block
     assert place is not None
     assert stop is not None
@@ -87,7 +96,7 @@ def prepend(batch: Batch, parameters: Parameters, layers: Collection[int]) -> di
 
         return Taps({0: put_random} | dict.fromkeys(range(FIRST_PREPENDED, stop), put_last))
 
-    return batch.pooled(0, layers, make_taps)
+    return make_taps
 
 
 @cache
@@ -96,25 +105,36 @@ def random_state(dim: int) -> np.ndarray:
     return np.random.default_rng(PLACEHOLDER_SEED).standard_normal(dim).astype(np.float32)
 
 
-def contrast(batch: Batch, parameters: Parameters, layers: Collection[int]) -> dict[int, mx.array]:
+def contrast(batch: Batch, variants: Sequence[Parameters], layers: Collection[int]) -> list[Found]:
     """Take away what a sentence says beside the point (Contrastive Prompting, arXiv 2505.12831).
 
     With A and B what the heads of `block` put out at the last token of the first and the second
-    prompt, A is replaced by `strength` (A - B), and the pass over the first prompt goes on.
+    prompt, A is replaced by `strength` (A - B), and the pass over the first prompt goes on. As only
+    the last token changes, variants share all others where the model allows that.
     """
+    blocks = {each.block for each in variants if each.block is not None}
+    auxiliary = last_heads(batch, 1, blocks)
+    makers = [_contrasting(each, auxiliary) for each in variants]
+    if len(variants) > 1:
+        found = batch.reader.read_last(batch.rows[0], layers, makers)
+        if found is not None:
+            return found
+    return [batch.pooled(0, layers, make_taps) for make_taps in makers]
+
+
+def _contrasting(parameters: Parameters, auxiliary: dict[int, mx.array]) -> MakeTaps:
     block, strength = parameters.block, parameters.strength
     assert block is not None
     assert strength is not None
-    auxiliary = last_heads(batch, 1, (block,))[block]
 
     def make_taps(positions: Positions) -> Taps:
         def subtract(heads: mx.array) -> mx.array:
             is_last = mx.arange(heads.shape[1])[None, :] == (positions.lengths - 1)[:, None]
-            return mx.where(is_last[..., None], strength * (heads - auxiliary), heads)
+            return mx.where(is_last[..., None], strength * (heads - auxiliary[block]), heads)
 
         return Taps(heads={block: subtract})
 
-    return batch.pooled(0, layers, make_taps)
+    return make_taps
 
 
 def last_heads(batch: Batch, prompt: int, blocks: Collection[int]) -> dict[int, mx.array]:
@@ -133,10 +153,6 @@ def last_heads(batch: Batch, prompt: int, blocks: Collection[int]) -> dict[int, 
 
     batch.pooled(prompt, (max(blocks) + 1,), make_taps)
     return found
-
-
-def _no_fault(_parameters: Parameters, _depth: int) -> str:
-    return ""
 
 
 def _prepend_fault(parameters: Parameters, depth: int) -> str:
@@ -159,6 +175,24 @@ def _contrast_fault(parameters: Parameters, depth: int) -> str:
     return ""
 
 
-PLAIN = Intervention(plain, (), _no_fault)
-PREPEND = Intervention(prepend, ("block",), _prepend_fault)
-CONTRAST = Intervention(contrast, ("block", "strength"), _contrast_fault)
+def _prepend_grid(depth: int) -> list[tuple[int | None, float | None]]:
+    """Try leaving off after a twelfth to a third of the depth; the authors do at 9 to 22 %."""
+    least = FIRST_PREPENDED + 1
+    stops = {max(round(depth * share), least) for share in (1 / 12, 1 / 8, 1 / 6, 1 / 4, 1 / 3)}
+    return [(stop, None) for stop in sorted(stops) if stop <= depth]
+
+
+def _contrast_grid(depth: int) -> list[tuple[int | None, float | None]]:
+    """Try blocks in the first third; the authors take one at 12 to 19 % and 0.25 or 0.5."""
+    blocks = {round(depth * share) for share in (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 3)}
+    return [
+        (block, strength)
+        for block in sorted(blocks)
+        if block < depth
+        for strength in (0.25, 0.5, 1.0)
+    ]
+
+
+PLAIN = Intervention(plain)
+PREPEND = Intervention(prepend, ("block",), _prepend_fault, _prepend_grid)
+CONTRAST = Intervention(contrast, ("block", "strength"), _contrast_fault, _contrast_grid)

@@ -10,6 +10,7 @@ import numpy as np
 from sempa_mlx.data.templates import PROMPTEOL
 from sempa_mlx.model.blocks import TappedModel, Taps
 from sempa_mlx.model.forward import (
+    GROUPED_MASK_RANK,
     PLAIN_MASK_RANK,
     Past,
     SharedPrefixUnsupportedError,
@@ -23,6 +24,7 @@ from sempa_mlx.model.prompts import tokenize_texts
 
 MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
 PROBE = ("A short sentence", "One more sentence, somewhat longer than the first")
+CANNOT_SHARE = (SharedPrefixUnsupportedError, ValueError, TypeError, AttributeError, IndexError)
 Row = tuple[int, ...]
 
 
@@ -57,6 +59,8 @@ class StateReader:
         """Keep the model; whether it can share is found out when it is first asked to."""
         self._loaded = loaded
         self._can_share: bool | None = None
+        self._last_rank: int | None = None
+        self._tried_last = False
 
     @property
     def depth(self) -> int:
@@ -101,6 +105,57 @@ class StateReader:
             return Read({self.depth: final_hidden(model, rows, shared)}, positions)
         return Read(tapped_states(model, rows, layers, taps, shared), positions)
 
+    def read_last(
+        self, rows: Sequence[Row], layers: Collection[int], makers: Sequence[MakeTaps]
+    ) -> list[dict[int, mx.array]] | None:
+        """Read the states of the last tokens under each of several taps that change only those.
+
+        All other tokens are run once. Taps see the last tokens alone, as rows of length 1.
+
+        Returns:
+            (rows, dim) float32 by layer for each of `makers`; None if the model cannot do this.
+
+        Raises:
+            ModelError: the model's blocks do not allow taps.
+        """
+        mask_rank = self._rank_for_last()
+        if mask_rank is None:
+            return None
+        positions = Positions(max(map(len, rows)) - 1, mx.ones(len(rows), dtype=mx.int32))
+        all_taps = [make_taps(positions) for make_taps in makers]
+        model = self._loaded.model
+        try:
+            return last_states(model, rows, layers, all_taps, mask_rank)
+        except SharedPrefixUnsupportedError:  # longer than the model's attention window
+            return None
+
+    def _rank_for_last(self) -> int | None:
+        """Find, once, the rank of masks under which last tokens may be run apart, if any."""
+        if not self._tried_last:
+            self._tried_last = True
+            ranks = (PLAIN_MASK_RANK, GROUPED_MASK_RANK)
+            self._last_rank = next(filter(self._try_last, ranks), None)
+        return self._last_rank
+
+    def _try_last(self, mask_rank: int) -> bool:
+        rows = self._probe()
+        whole = final_hidden(self._loaded.model, rows)
+        ends = Positions(0, mx.array([len(row) for row in rows])).last(whole)[:, 0]
+        try:
+            found = last_states(self._loaded.model, rows, (self.depth,), (Taps(),), mask_rank)
+            return self._is_equal(found[0][self.depth], ends)
+        except CANNOT_SHARE:
+            return False
+
+    def _probe(self) -> tuple[Row, ...]:
+        return tokenize_texts(PROBE, PROMPTEOL, self._loaded.tokenizer, max_tokens=512).rows
+
+    def _is_equal(self, found: mx.array, expected: mx.array) -> bool:
+        """Tell whether two arrays of states differ by no more than rounding."""
+        left, right = (np.array(each.astype(mx.float32)) for each in (found, expected))
+        bound = 1e-4 if self._loaded.dtype == mx.float32 else 5e-2
+        return bool(np.abs(left - right).max() <= bound * np.abs(right).max())
+
     def _shares_exactly(self) -> bool:
         """Tell, once, whether running the common prefix apart gives this model's own states."""
         if self._can_share is None:
@@ -108,22 +163,17 @@ class StateReader:
         return self._can_share
 
     def _try_sharing(self) -> bool:
-        model = self._loaded.model
-        rows = tokenize_texts(PROBE, PROMPTEOL, self._loaded.tokenizer, max_tokens=512).rows
+        model, rows = self._loaded.model, self._probe()
         shared = common_prefix(rows)
-        plain = np.array(final_hidden(model, rows).astype(mx.float32))
+        plain = final_hidden(model, rows)
         try:
-            apart = np.array(final_hidden(model, rows, shared).astype(mx.float32))
-        except (SharedPrefixUnsupportedError, ValueError, TypeError, AttributeError, IndexError):
+            apart = final_hidden(model, rows, shared)
+            return all(
+                self._is_equal(rest[: len(row) - shared], whole[shared : len(row)])
+                for row, whole, rest in zip(rows, plain, apart, strict=True)
+            )
+        except CANNOT_SHARE:
             return False
-        bound = 1e-4 if self._loaded.dtype == mx.float32 else 5e-2
-        pairs = [
-            (whole[shared : len(row)], rest[: len(row) - shared])
-            for row, whole, rest in zip(rows, plain, apart, strict=True)
-        ]
-        return all(
-            np.abs(left - right).max() <= bound * np.abs(left).max() for left, right in pairs
-        )
 
 
 def tapped_states(
@@ -144,3 +194,33 @@ def tapped_states(
     _, kept = run_level(model, mx.array([list(rows[0][:shared])]), None, PLAIN_MASK_RANK)
     past = Past(kept, visible=None, positions=shared)
     return tapped.read(lambda twin: run_level(twin, rest, past, PLAIN_MASK_RANK, keeps=False)[0])
+
+
+def last_states(
+    model: nn.Module,
+    rows: Sequence[Row],
+    layers: Collection[int],
+    all_taps: Sequence[Taps],
+    mask_rank: int,
+) -> list[dict[int, mx.array]]:
+    """Return states of the last tokens under each of several taps, (rows, dim) float32 by layer.
+
+    All tokens but the last are run once and without taps.
+
+    Raises:
+        ModelError: the model's blocks do not allow taps.
+        SharedPrefixUnsupportedError: the model's layers do not fit.
+    """
+    lengths = mx.array([len(row) - 1 for row in rows])
+    before = mx.array(pad_right([row[:-1] for row in rows]))
+    _, kept = run_level(model, before, None, mask_rank)
+    visible = mx.arange(before.shape[1])[None, :] < lengths[:, None]
+    past = Past(kept, visible=visible, positions=lengths)
+    ends = mx.array([[row[-1]] for row in rows])
+    found = []
+    for taps in all_taps:
+        states = TappedModel(model, layers, taps).read(
+            lambda twin: run_level(twin, ends, past, mask_rank, keeps=False)[0]
+        )
+        found.append({layer: each[:, 0].astype(mx.float32) for layer, each in states.items()})
+    return found

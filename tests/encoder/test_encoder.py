@@ -80,7 +80,7 @@ def test_every_layer_can_be_read_in_one_pass(kind, method):
     if not fits(method, kind):
         pytest.skip("refused; see test_interventions")
     encoder = encoder_of(kind, method=method, **CHANGES.get(method, {}))
-    found, _ = encoder.read_layers(TEXTS, range(encoder.depth + 1), batch_tokens=150)
+    ((found,), _) = encoder.read(TEXTS, range(encoder.depth + 1), batch_tokens=150)
     expected = np.stack([layers_one_by_one(encoder, text) for text in TEXTS], axis=1)
     scale = np.abs(expected).max(axis=(1, 2), keepdims=True)
     np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
@@ -140,7 +140,7 @@ def test_each_distinct_text_is_run_once(monkeypatch):
     encoder = encoder_of()
     rows, forward = [], encoder._forward
     monkeypatch.setattr(
-        encoder, "_forward", lambda group, layers: rows.extend(group) or forward(group, layers)
+        encoder, "_forward", lambda group, *rest: rows.extend(group) or forward(group, *rest)
     )
     encoder.encode(["a", "b", "a", "a", "b"])
     assert len(rows) == 2
@@ -157,7 +157,7 @@ def test_unit_length_unless_told_otherwise():
 def test_a_zero_vector_stays_zero(monkeypatch):
     """Nothing to divide by: no NaN may come of it."""
     encoder = encoder_of()
-    monkeypatch.setattr(encoder, "_forward", lambda texts, layers: np.zeros((1, len(texts), 32)))
+    monkeypatch.setattr(encoder, "_forward", lambda texts, *_: np.zeros((1, 1, len(texts), 32)))
     np.testing.assert_array_equal(encoder.encode(TEXTS), np.zeros((len(TEXTS), 32)))
 
 

@@ -1,6 +1,7 @@
 """Token Prepending and Contrastive Prompting; the oracle walks over the blocks by hand."""
 
 import functools
+from dataclasses import replace
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -12,8 +13,10 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.encoder import interventions
+from sempa_mlx.encoder.batch import Batch
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.encoder.interventions import random_state
+from sempa_mlx.encoder.interventions import Parameters, random_state
+from sempa_mlx.encoder.methods import METHODS
 from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.errors import ModelError, UsageError
 from sempa_mlx.model.lora import adapter_weights, attach
@@ -172,3 +175,72 @@ def test_half_precision_keeps_its_type_and_comes_close(dtype, method):
     found = encoder.encode(TEXTS[:1])
     assert found.dtype == np.float32
     assert float((found * exact).sum()) > 0.98
+
+
+# Several parameters at once
+
+
+VARIANTS = [
+    Parameters(layer=DEPTH, block=block, strength=strength)
+    for block in (0, 2, 5)
+    for strength in (0.25, -1.0)
+]
+
+
+def read_apart(encoder, variants, layers):
+    """The same by an encoder for each of the variants."""
+    alone = [
+        Encoder(
+            encoder.loaded,
+            replace(encoder.settings, layer=-1, block=each.block, strength=each.strength),
+        )
+        for each in variants
+    ]
+    return np.concatenate([each.read(TEXTS, layers)[0] for each in alone])
+
+
+@pytest.mark.parametrize("kind", [*SHARING, "gemma3_text"])
+def test_variants_of_contrast_equal_one_at_a_time(kind):
+    encoder = encoder_of("cp", kind)
+    variants = VARIANTS if kind in SHARING else VARIANTS[-2:]  # see test_encoder on its windows
+    layers = (1, 3, DEPTH)
+    found, num_truncated = encoder.read(TEXTS, layers, variants, batch_tokens=90)
+    expected = read_apart(encoder, variants, layers)
+    assert found.shape == (len(variants), 3, len(TEXTS), 32)
+    assert num_truncated == 0
+    scale = np.abs(expected).max(axis=(2, 3), keepdims=True)
+    np.testing.assert_allclose(found / scale, expected / scale, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shares"), [*((k, True) for k in SHARING), ("gemma3_text", False)]
+)
+def test_variants_of_contrast_share_all_tokens_but_the_last(kind, shares, monkeypatch):
+    encoder = encoder_of("cp", kind)
+    passes, pooled = [], Batch.pooled
+    monkeypatch.setattr(Batch, "pooled", lambda *args: passes.append(args[1]) or pooled(*args))
+    encoder.read(TEXTS, (DEPTH,), VARIANTS)
+    assert passes == ([1] if shares else [1, *[0] * len(VARIANTS)])
+
+
+def test_variants_of_prepending_equal_one_at_a_time():
+    encoder = encoder_of("tp")
+    variants = [Parameters(layer=DEPTH, block=stop) for stop in (2, 4)]
+    found, _ = encoder.read(TEXTS, range(DEPTH + 1), variants)
+    np.testing.assert_allclose(found, read_apart(encoder, variants, range(DEPTH + 1)), atol=1e-5)
+
+
+def test_a_method_without_parameters_is_the_same_in_every_variant():
+    encoder = encoder_of("ke")
+    found, _ = encoder.read(TEXTS, (DEPTH,), [Parameters(1), Parameters(2)])
+    np.testing.assert_array_equal(found[0], found[1])
+
+
+@pytest.mark.parametrize("name", ["cp", "tp", "mean"])
+def test_grids_hold_what_models_of_any_depth_can_run(name):
+    intervention = METHODS[name].intervention
+    for depth in range(2, 100):
+        grid = intervention.grid(depth)
+        assert len(grid) == len(set(grid)) > 0
+        for block, strength in grid:
+            assert intervention.fault(Parameters(depth, block, strength), depth) == ""

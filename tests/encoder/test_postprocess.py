@@ -143,7 +143,7 @@ def test_cutting_keeps_the_strongest_directions(tmp_path):
 def test_a_fit_is_made_once_and_found_again(tmp_path, monkeypatch):
     encoder = encoder_of()
     first, path = fit_after(encoder, TEXTS, "abtt", 1, folder=tmp_path)
-    monkeypatch.setattr(encoder, "read_layers", None)
+    monkeypatch.setattr(encoder, "read", None)
     second, again = fit_after(encoder, [*TEXTS, *TEXTS, "", " "], "abtt", 1, folder=tmp_path)
     assert second == first
     assert again == path
