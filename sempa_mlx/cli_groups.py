@@ -7,10 +7,14 @@ import typer
 
 from sempa_mlx.cli_options import (
     AdaptersOption,
+    LayerOption,
     ModelOption,
     NoBaseOption,
     OutOption,
+    PostFitOption,
+    PostOption,
     ScalesOption,
+    TunedOption,
     console,
 )
 
@@ -30,6 +34,20 @@ def eval_sts(
     data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
     protocol: Annotated[Literal["senteval", "mteb"], typer.Option("--protocol")] = "senteval",
+    adapter_method: Annotated[
+        list[str] | None,
+        typer.Option("--adapter-method", help="Methods of the adapters. [their own]"),
+    ] = None,
+    layer: LayerOption = None,
+    post: PostOption = None,
+    post_fit: PostFitOption = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First find the methods' parameters on STS-B dev.")
+    ] = False,
+    tune_pairs: Annotated[
+        int | None, typer.Option("--tune-pairs", min=2, help="Dev pairs to tune on. [all]")
+    ] = None,
+    tuned: TunedOption = None,
     no_base: NoBaseOption = False,
     out: OutOption = None,
     fail_under: Annotated[
@@ -38,9 +56,17 @@ def eval_sts(
 ) -> None:
     """Compare base and adapters on the seven STS tasks (Spearman x 100)."""
     from sempa_mlx.commands.evaluate import Systems, run_eval_sts
+    from sempa_mlx.commands.tune import tune_first
+    from sempa_mlx.commands.vectors import VectorOptions
 
     methods = [] if no_base else method or ["prompteol"]
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
+    systems = Systems(
+        *(model, adapter_path or [], adapter_scale or [1.0], methods),
+        adapter_methods=adapter_method or [],
+        options=VectorOptions(layer, tuned, post, post_fit),
+    )
+    if tune:
+        systems = tune_first(console, systems, data, tune_pairs)
     names = tuple(tasks.split(",")) if tasks else None
     run_eval_sts(console, systems, data, names, protocol, out=out, fail_under=fail_under)
 

@@ -51,7 +51,7 @@ def write_tuning(path: Path, encoder: Encoder, tuning: Tuning) -> None:
         ModelError: the file is no such file, or belongs to another model.
         ResourceError: it cannot be written.
     """
-    entries = _entries(path, encoder) if path.exists() else []
+    entries = check_target(path, encoder)
     system = _system(encoder)
     kept = [entry for entry in entries if not system.items() <= entry.items()]
     entry = {
@@ -70,6 +70,15 @@ def write_tuning(path: Path, encoder: Encoder, tuning: Tuning) -> None:
     }
     document = {"format": FORMAT, "model": model, "tuned": [*kept, entry]}
     write_text(path, json.dumps(document, indent=1) + "\n")
+
+
+def check_target(path: Path, encoder: Encoder) -> Sequence[dict[str, Any]]:
+    """Make sure that results for an encoder may go into a file; return what it holds.
+
+    Raises:
+        ModelError: the file is there and is no such file, or belongs to another model.
+    """
+    return _entries(path, encoder) if path.exists() else []
 
 
 def with_tuned(encoder: Encoder, path: Path) -> Encoder | None:
