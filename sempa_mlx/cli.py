@@ -14,7 +14,15 @@ import typer
 
 from sempa_mlx import __version__
 from sempa_mlx.cli_groups import config_app, data_app, eval_app
-from sempa_mlx.cli_options import ForceOption, ModelOption, console
+from sempa_mlx.cli_options import (
+    ForceOption,
+    LayerOption,
+    ModelOption,
+    PostFitOption,
+    PostOption,
+    TunedOption,
+    console,
+)
 from sempa_mlx.commands.group import Commands, ReaderGoneError
 from sempa_mlx.console import Mode
 from sempa_mlx.errors import SempaError
@@ -119,6 +127,10 @@ def embed(
         float | None, typer.Option("--adapter-scale", help="The dial.")
     ] = None,
     method: Annotated[str | None, typer.Option("--method", help="Embedding method.")] = None,
+    layer: LayerOption = None,
+    tuned: TunedOption = None,
+    post: PostOption = None,
+    post_fit: PostFitOption = None,
     normalize: Annotated[
         bool | None, typer.Option("--normalize/--no-normalize", help="Unit length. [default: yes]")
     ] = None,
@@ -129,9 +141,12 @@ def embed(
 ) -> None:
     """Turn each line of a text file into a vector."""
     from sempa_mlx.commands.embed import EmbedRequest, run_embed
+    from sempa_mlx.commands.vectors import VectorOptions
 
+    options = VectorOptions(layer, tuned, post, post_fit)
     request = EmbedRequest(
-        file, out, file_format, model, adapter_path, adapter_scale, method, normalize, truncate_dim
+        *(file, out, file_format, model, adapter_path, adapter_scale, method),
+        *(normalize, truncate_dim, options),
     )
     run_embed(console, request, batch_tokens=batch_tokens, force=force)
 

@@ -7,12 +7,16 @@ import typer
 
 from sempa_mlx.cli_options import (
     AdaptersOption,
+    LayerOption,
     MethodsOption,
     ModelOption,
     NoBaseOption,
     OutOption,
+    PostFitOption,
+    PostOption,
     ScalesOption,
     SentencesOption,
+    TunedOption,
     console,
 )
 
@@ -39,6 +43,20 @@ def eval_sts(
     details: Annotated[
         bool, typer.Option("--details", help="Print intervals, subsets, and paired tests as well.")
     ] = False,
+    adapter_method: Annotated[
+        list[str] | None,
+        typer.Option("--adapter-method", help="Methods of the adapters. [their own]"),
+    ] = None,
+    layer: LayerOption = None,
+    post: PostOption = None,
+    post_fit: PostFitOption = None,
+    tune: Annotated[
+        bool, typer.Option("--tune", help="First find the methods' parameters on STS-B dev.")
+    ] = False,
+    tune_pairs: Annotated[
+        int | None, typer.Option("--tune-pairs", min=2, help="Dev pairs to tune on. [all]")
+    ] = None,
+    tuned: TunedOption = None,
     no_base: NoBaseOption = False,
     out: OutOption = None,
     fail_under: Annotated[
@@ -48,9 +66,17 @@ def eval_sts(
     """Compare base and adapters on the seven STS tasks, or on your own pairs (Spearman x 100)."""
     from sempa_mlx.commands.evaluate import Systems
     from sempa_mlx.commands.evaluate_sts import run_eval_sts
+    from sempa_mlx.commands.tune import tune_first
+    from sempa_mlx.commands.vectors import VectorOptions
 
     methods = [] if no_base else method or ["prompteol"]
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
+    systems = Systems(
+        *(model, adapter_path or [], adapter_scale or [1.0], methods),
+        adapter_methods=adapter_method or [],
+        options=VectorOptions(layer, tuned, post, post_fit),
+    )
+    if tune:
+        systems = tune_first(console, systems, data, tune_pairs)
     names = tuple(tasks.split(",")) if tasks else None
     run_eval_sts(
         *(console, systems, data, names, protocol), details=details, out=out, fail_under=fail_under

@@ -34,6 +34,21 @@ SentencesOption = Annotated[
         "(.tsv, .csv, .jsonl), or a text of one sentence a line.",
     ),
 ]
+LayerOption = Annotated[
+    int | None,
+    typer.Option("--layer", help="Read states after this many blocks; -1 = final. [the method's]"),
+]
+TunedOption = Annotated[
+    Path | None, typer.Option("--tuned", help="File of parameters found by eval sts --tune.")
+]
+PostOption = Annotated[
+    str | None,
+    typer.Option("--post", help="abtt, abtt:N or whiten (fitted once), or a fitted .safetensors."),
+]
+PostFitOption = Annotated[
+    Path | None,
+    typer.Option("--post-fit", help="Unlabelled texts to fit --post to. [anchors of NLI]"),
+]
 NoBaseOption = Annotated[bool, typer.Option("--no-base", help="Measure the adapters only.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

@@ -125,7 +125,7 @@ def test_the_settings_of_a_run_can_be_used_again(finished, inputs):
     assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["name"] == str(
         inputs / "base"
     )
-    assert read_settings(folder) == EncoderSettings()
+    assert read_settings(folder) == EncoderSettings(layer=-1)
 
 
 def test_the_same_settings_give_the_same_adapter_to_the_bit(finished, inputs, tmp_path):

@@ -4,10 +4,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sempa_mlx.commands.vectors import VectorOptions, parameters_of
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.errors import DataError, Problem, UsageError
@@ -35,10 +36,16 @@ class EmbedRequest:
     method: str | None
     normalize: bool | None
     truncate_dim: int | None
+    options: VectorOptions = field(default_factory=VectorOptions)
 
 
 def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, force: bool) -> None:
     """Embed a file into a file, or stdin into JSON lines on stdout."""
+    from sempa_mlx.encoder.methods import find_method
+
+    request.options.check()
+    if request.method is not None:
+        find_method(request.method)  # before a model is loaded
     with tempfile.TemporaryDirectory() as spool:
         source = _source(request.file, Path(spool))
         count = _count_texts(source)
@@ -99,8 +106,7 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
         run = DEFAULT_RUN
     settings = read_settings(run) if run is not None else EncoderSettings()
     settings = replace(
-        settings,
-        method=request.method or settings.method,
+        settings.with_method(request.method),
         normalize=_first(request.normalize, settings.normalize),
         truncate_dim=(
             settings.truncate_dim if request.truncate_dim is None else request.truncate_dim
@@ -116,7 +122,8 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
             )
     name = encoder.loaded.location.name
     adapter = f" + adapter {run} at scale {settings.adapter_scale:g}" if run else ""
-    console.say(f"model: {name}{adapter}; method: {settings.method}; {encoder.dim} dimensions")
+    encoder = request.options.apply(console, name, encoder)
+    console.say(f"model: {name}{adapter}; {parameters_of(encoder)}; {encoder.dim} dimensions")
     return encoder
 
 

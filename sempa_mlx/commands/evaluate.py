@@ -2,11 +2,13 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.commands.embed import DEFAULT_MODEL
+from sempa_mlx.commands.vectors import VectorOptions, parameters_of, reads_final_states
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_text
 from sempa_mlx.errors import UsageError
@@ -24,13 +26,19 @@ class Systems:
     adapters: Sequence[Path]
     scales: Sequence[float]
     methods: Sequence[str]
+    adapter_methods: Sequence[str] = ()
+    options: VectorOptions = field(default_factory=VectorOptions)
 
     def encoders(self, console: Console) -> Iterator[tuple[str, "Encoder"]]:
         """Yield (name, encoder), the base first; weights are loaded once a base or adapter."""
         from sempa_mlx.encoder.encoder import Encoder
+        from sempa_mlx.encoder.methods import find_method
         from sempa_mlx.encoder.settings import EncoderSettings
         from sempa_mlx.model.lora import read_adapter_config
 
+        self.options.check()
+        for method in (*self.methods, *self.adapter_methods):
+            find_method(method)
         if not (self.methods or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")
         recorded = [str(read_adapter_config(folder)["model"]) for folder in self.adapters]
@@ -39,15 +47,23 @@ class Systems:
             with console.working(f"loading {base}"):
                 loaded = Encoder.load(base).loaded
             for method in self.methods:
-                yield f"base {method}", Encoder(loaded, EncoderSettings(method=method))
+                yield self._made(console, "base", Encoder(loaded, EncoderSettings(method=method)))
             del loaded
         for folder in self.adapters:
             with console.working(f"loading {folder}"):
                 encoder = Encoder.load(base, adapter_path=folder)
-            for scale in self.scales:
-                settings = replace(encoder.settings, adapter_scale=scale)
-                suffix = "" if scale == 1 else f" x{scale:g}"
-                yield f"{folder.name}{suffix} {settings.method}", Encoder(encoder.loaded, settings)
+            methods = self.adapter_methods or (encoder.settings.method,)
+            for scale, method in product(self.scales, methods):
+                settings = replace(encoder.settings.with_method(method), adapter_scale=scale)
+                name = folder.name + ("" if scale == 1 else f" x{scale:g}")
+                yield self._made(console, name, Encoder(encoder.loaded, settings))
+
+    def _made(self, console: Console, name: str, encoder: "Encoder") -> tuple[str, "Encoder"]:
+        name = f"{name} {encoder.settings.method}{self.options.suffix}"
+        encoder = self.options.apply(console, name, encoder)
+        if not reads_final_states(encoder):
+            console.say(f"{name}: {parameters_of(encoder)}")
+        return name, encoder
 
 
 def run_eval_generation(

@@ -7,7 +7,7 @@ tokens are run once a batch. Results do not depend on batch size, order or paddi
 import json
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Self
 
@@ -15,20 +15,27 @@ import mlx.core as mx
 import numpy as np
 
 from sempa_mlx.data.batching import group_by_length
-from sempa_mlx.encoder.methods import METHODS, pool
-from sempa_mlx.encoder.settings import SETTINGS_FILE, EncoderSettings, read_settings
+from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
+from sempa_mlx.encoder.description import describe, vectors_key
+from sempa_mlx.encoder.interventions import PLAIN, Parameters
+from sempa_mlx.encoder.methods import find_method
+from sempa_mlx.encoder.postprocess import write_post
+from sempa_mlx.encoder.settings import (
+    POST_FILE,
+    SETTINGS_FILE,
+    EncoderSettings,
+    read_settings,
+)
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
-from sempa_mlx.model.forward import SharedPrefixUnsupportedError, common_prefix, final_hidden
+from sempa_mlx.model.blocks import require_attention
 from sempa_mlx.model.head import hidden_size
+from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
-from sempa_mlx.model.prompts import tokenize_texts
-from sempa_mlx.runtime import dtype_name
+from sempa_mlx.model.prompt_shape import prompt_shape
+from sempa_mlx.model.prompts import TokenizedTexts, tokenize_texts
 from sempa_mlx.world import World
-
-MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
-PROBE = ("A short sentence", "One more sentence, somewhat longer than the first")
 
 
 class Encoder:
@@ -46,22 +53,33 @@ class Encoder:
         The processes of `world` share the texts, and all of them get all vectors.
 
         Raises:
-            UsageError: there is no such method.
+            UsageError: there is no such method, or this model or method has no such parameter.
+            ModelError: the method changes attention, and the model has blocks without it.
         """
         settings = settings or EncoderSettings()
-        if settings.method not in METHODS:
-            raise UsageError(
-                Problem(f"no method `{settings.method}`", fix=f"one of: {', '.join(METHODS)}")
-            )
         self.loaded = loaded
         self.settings = settings
+        self.method = find_method(settings.method)
+        self._reader = StateReader(loaded)
+        if self.method.intervention is not PLAIN:
+            require_attention(loaded.model)
+        self.parameters = self.method.parameters(
+            self._reader.depth,
+            layer=settings.layer,
+            block=settings.block,
+            strength=settings.strength,
+        )
+        self._shapes = tuple(
+            prompt_shape(template, loaded.tokenizer) for template in self.method.templates
+        )
         self._world = world or World()
-        self.method = METHODS[settings.method]
-        self._hidden_size = hidden_size(loaded.model)
+        self.hidden_size = hidden_size(loaded.model)
         cut = settings.truncate_dim
-        if cut is not None and not 1 <= cut <= self._hidden_size:
-            raise UsageError(f"truncate_dim must lie in 1 to {self._hidden_size}, not {cut}")
-        self._can_share: bool | None = None if self.method.pooling == "last" else False
+        if cut is not None and not 1 <= cut <= self.hidden_size:
+            raise UsageError(f"truncate_dim must lie in 1 to {self.hidden_size}, not {cut}")
+        if settings.post is not None and settings.post.vectors != self.vectors_key:
+            what = f"the fitted {settings.post.kind} belongs to other vectors"
+            raise UsageError(Problem(what, fix="fit it for this model, adapter and method"))
 
     @classmethod
     def load(
@@ -93,13 +111,17 @@ class Encoder:
         return cls(loaded, settings)
 
     def with_scale(self, scale: float) -> "Encoder":
-        """Return an encoder of the same model with its adapter at another scale."""
+        """Return an encoder of the same model with its adapter at another scale.
+
+        Raises:
+            UsageError: the vectors are mapped by a fit, which belongs to one scale.
+        """
         return Encoder(self.loaded, replace(self.settings, adapter_scale=scale), world=self._world)
 
     @property
     def dim(self) -> int:
         """The length of a vector."""
-        return self.settings.truncate_dim or self._hidden_size
+        return self.settings.truncate_dim or self.hidden_size
 
     def encode(
         self,
@@ -140,40 +162,110 @@ class Encoder:
         on_progress: Callable[[int], None] | None = None,
     ) -> tuple[np.ndarray, int]:
         """Embed texts as `encode` does; return the vectors and how many texts were cut."""
+        layer = self.parameters.index(self.depth)
+        found, num_truncated = self.read(
+            texts, (layer,), batch_tokens=batch_tokens, on_progress=on_progress
+        )
+        return self._finished(found[0, 0]), num_truncated
+
+    def read(
+        self,
+        texts: Sequence[str],
+        layers: Sequence[int],
+        variants: Sequence[Parameters] | None = None,
+        *,
+        batch_tokens: int = 4096,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> tuple[np.ndarray, int]:
+        """Embed texts at several layers, under several parameters; passes are shared where it goes.
+
+        Args:
+            texts: any number of strings.
+            layers: indices from 0 (embeddings) to `depth` (final states).
+            variants: parameters of the method, whose own layers do not count; by default those of
+                this encoder alone.
+            batch_tokens: upper bound of tokens in one forward pass, padding included.
+            on_progress: called with the number of texts done by each batch.
+
+        Returns:
+            (variants, layers, len(texts), hidden size) float32 as they leave the model, neither cut
+            nor of unit length, and how many texts were cut.
+        """
+        variants = (self.parameters,) if variants is None else variants
         slots: dict[str, list[int]] = {}
         for index, text in enumerate(texts):
             slots.setdefault(text, []).append(index)
-        tokenized = tokenize_texts(
-            list(slots), self.method.template, self.loaded.tokenizer, self.settings.max_tokens
-        )
+        prompts = self._prompts(list(slots))
+        rows = list(zip(*(tokenized.rows for tokenized in prompts), strict=True))
         places = list(slots.values())
-        vectors = np.zeros((len(texts), self.dim), dtype=np.float32)
-        groups = group_by_length([len(row) for row in tokenized.rows], batch_tokens)
+        shape = (len(variants), len(layers), len(texts), self.hidden_size)
+        vectors = np.zeros(shape, dtype=np.float32)
+        groups = group_by_length([max(map(len, each)) for each in rows], batch_tokens)
         with dialled(self.loaded.model, self.settings.adapter_scale):
             for group in self._world.share(groups):
                 done = 0
-                found = self._forward([tokenized.rows[index] for index in group])
-                for vector, index in zip(found, group, strict=True):
-                    vectors[places[index]] = vector
+                found = self._forward([rows[index] for index in group], layers, variants)
+                for place, index in enumerate(group):
+                    vectors[:, :, places[index]] = found[:, :, [place]]
                     done += len(places[index])
                 if on_progress:
                     on_progress(done)
-        return self._world.joined(vectors), tokenized.num_truncated
+        return self._world.joined(vectors), max(each.num_truncated for each in prompts)
 
-    def tokenize(self, texts: Sequence[str]) -> tuple[tuple[int, ...], ...]:
-        """Return the tokens of each text in the method's template."""
-        template, longest = self.method.template, self.settings.max_tokens
-        return tokenize_texts(texts, template, self.loaded.tokenizer, longest).rows
+    @property
+    def depth(self) -> int:
+        """The number of the model's blocks."""
+        return self._reader.depth
 
-    def _forward(self, rows: Sequence[tuple[int, ...]]) -> np.ndarray:
-        """Run one batch: (rows, dim) float32."""
-        vectors = np.array(self.pooled(rows))[:, : self.dim]
+    @property
+    def vectors_key(self) -> str:
+        """What makes the vectors as they leave the model, as 16 hex digits."""
+        return vectors_key(self.loaded, self.method, self.parameters, self.settings)
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Row, ...]:
+        """Return the tokens of each text in the method's template.
+
+        Raises:
+            UsageError: the method has several templates.
+        """
+        if len(self.method.templates) > 1:
+            raise UsageError(f"method `{self.method.name}` has more than one prompt a text")
+        return self._prompts(texts)[0].rows
+
+    def _prompts(self, texts: Sequence[str]) -> list[TokenizedTexts]:
+        """Tokenise texts in each of the method's templates."""
+        return [
+            tokenize_texts(texts, template, self.loaded.tokenizer, self.settings.max_tokens)
+            for template in self.method.templates
+        ]
+
+    def _forward(
+        self,
+        texts: Sequence[tuple[Row, ...]],
+        layers: Sequence[int],
+        variants: Sequence[Parameters],
+    ) -> np.ndarray:
+        """Run one batch of texts: (variants, layers, texts, hidden size) float32."""
+        batch = self._batch(one_row_a_prompt(texts))
+        found = self.method.intervention.embed(batch, variants, layers)
+        return np.array(mx.stack([each[layer] for each in found for layer in layers])).reshape(
+            len(variants), len(layers), len(texts), -1
+        )
+
+    def _batch(self, rows: tuple[tuple[Row, ...], ...]) -> Batch:
+        return Batch(self._reader, self._shapes, rows, self.method.pooling)
+
+    def _finished(self, vectors: np.ndarray) -> np.ndarray:
+        """Map vectors, cut them and give them unit length, as the settings say."""
+        if self.settings.post is not None:
+            vectors = self.settings.post.apply(vectors)
+        vectors = vectors[:, : self.dim]
         if self.settings.normalize:
             norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors /= np.where(norms > 0, norms, 1.0)
+            vectors = vectors / np.where(norms > 0, norms, 1.0)
         return vectors
 
-    def pooled(self, rows: Sequence[tuple[int, ...]]) -> mx.array:
+    def pooled(self, rows: Sequence[Row]) -> mx.array:
         """Return the embeddings of tokenised texts as they leave the model, with gradients.
 
         The adapter works as it is dialled at the moment, whatever `settings.adapter_scale` says.
@@ -185,67 +277,17 @@ class Encoder:
         Returns:
             (rows, hidden size) float32, neither cut nor of unit length.
         """
-        shared = common_prefix(rows) if self.method.pooling == "last" else 0
-        if shared < MIN_SHARED or not self._shares_exactly():
-            shared = 0
-        try:
-            return self._pooled(rows, shared)
-        except SharedPrefixUnsupportedError:  # longer than the model's attention window
-            return self._pooled(rows, 0)
-
-    def _pooled(self, rows: Sequence[tuple[int, ...]], shared: int) -> mx.array:
-        hidden = final_hidden(self.loaded.model, rows, shared)
-        lengths = mx.array([len(row) - shared for row in rows])
-        return pool(hidden, lengths, self.method.pooling)
-
-    def _shares_exactly(self) -> bool:
-        """Tell, once, whether running the common prefix apart gives this model's own states."""
-        if self._can_share is None:
-            tokenized = tokenize_texts(
-                PROBE, self.method.template, self.loaded.tokenizer, self.settings.max_tokens
-            )
-            shared = common_prefix(tokenized.rows)
-            plain = np.array(self._pooled(tokenized.rows, 0))
-            try:
-                apart = np.array(self._pooled(tokenized.rows, shared))
-            except (
-                SharedPrefixUnsupportedError,
-                ValueError,
-                TypeError,
-                AttributeError,
-                IndexError,
-            ):
-                self._can_share = False
-                return False
-            bound = 1e-4 if self.loaded.dtype == mx.float32 else 5e-2
-            self._can_share = bool(np.abs(plain - apart).max() <= bound * np.abs(plain).max())
-        return self._can_share
+        layer = self.parameters.index(self.depth)
+        batch = self._batch((tuple(rows),))
+        return self.method.intervention.embed(batch, (self.parameters,), (layer,))[0][layer]
 
     def describe(self) -> dict[str, Any]:
         """Return what made the vectors, for the sidecar of a file and for `encoder.json`."""
-        template = self.method.template
-        return {
-            "format": 1,
-            **asdict(self.settings),
-            "pooling": self.method.pooling,
-            "layer": -1,
-            "template": {
-                "name": template.name,
-                "prefix": template.prefix,
-                "suffix": template.suffix,
-                "clean": template.clean,
-                "fingerprint": template.fingerprint,
-            },
-            "dtype": dtype_name(self.loaded.dtype),
-            "dim": self.dim,
-            "model": {
-                "name": self.loaded.location.reference,
-                "revision": self.loaded.location.revision,
-                "fingerprint": self.loaded.fingerprint,
-            },
-        }
+        return describe(self.loaded, self.method, self.parameters, self.settings, self.dim)
 
     def save_settings(self, folder: Path) -> None:
-        """Write `encoder.json` into a run folder."""
+        """Write `encoder.json` into a run folder, and the fitted map beside it if there is one."""
+        if self.settings.post is not None:
+            write_post(folder / POST_FILE, self.settings.post)
         text = json.dumps(self.describe(), indent=2, ensure_ascii=False) + "\n"
         write_text(folder / SETTINGS_FILE, text)

@@ -1,31 +1,51 @@
 """How vectors are made, and the file `encoder.json` that says so beside an adapter."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from sempa_mlx.encoder.methods import METHODS
+from sempa_mlx.encoder.postprocess import PostFit, read_post
 from sempa_mlx.errors import ModelError, Problem
 
 SETTINGS_FILE = "encoder.json"
+POST_FILE = "post.safetensors"
+FORMAT = 2  # 1 knew no interventions, one template, and final states only
 _STORED = {  # JSON types of the settings in `encoder.json`
     "method": str,
     "max_tokens": int,
     "normalize": bool,
     "truncate_dim": int | None,
     "adapter_scale": int | float,
+    "layer": int,
 }
+_STORED_SINCE_2 = {"block": int | None, "strength": int | float | None}
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderSettings:
-    """How vectors are made; saved beside the adapter as `encoder.json`."""
+    """How vectors are made; saved beside the adapter as `encoder.json`.
+
+    `layer`, `block` and `strength` are the method's parameters (see `Parameters`); None stands for
+    the method's default on the model at hand. `post` maps the vectors before they are cut.
+    """
 
     method: str = "prompteol"
     max_tokens: int = 512
     normalize: bool = True
     truncate_dim: int | None = None
     adapter_scale: float = 1.0
+    layer: int | None = None
+    block: int | None = None
+    strength: float | None = None
+    post: PostFit | None = None
+
+    def with_method(self, method: str | None) -> "EncoderSettings":
+        """Return these settings for another method, without what belongs to this one."""
+        if method in (None, self.method):
+            return self
+        return replace(self, method=method, layer=None, block=None, strength=None, post=None)
 
 
 def read_settings(folder: Path) -> EncoderSettings:
@@ -39,16 +59,35 @@ def read_settings(folder: Path) -> EncoderSettings:
         return EncoderSettings()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
-        wrong = [name for name, kind in _STORED.items() if not isinstance(stored[name], kind)]
+        newest = stored.get("format", 1) if isinstance(stored, dict) else 1
+        if newest > FORMAT:
+            raise ModelError(
+                Problem(
+                    "written by a later version", str(path), f"format {newest}", "update sempa-mlx"
+                )
+            )
+        kinds = _STORED | (_STORED_SINCE_2 if newest >= 2 else {})
+        wrong = [name for name, kind in kinds.items() if not isinstance(stored[name], kind)]
         if wrong:
             raise TypeError(f"wrong type: {', '.join(wrong)}")
-        settings = EncoderSettings(**{name: stored[name] for name in _STORED})
-        expected = METHODS[settings.method].template.fingerprint
-        found = stored["template"]["fingerprint"]
+        settings = EncoderSettings(**{name: stored[name] for name in kinds})
+        expected = [template.fingerprint for template in METHODS[settings.method].templates]
+        templates = [stored["template"], *stored.get("auxiliary_templates", ())]
+        found = [template["fingerprint"] for template in templates]
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
     if found != expected:
         raise ModelError(
             Problem("made with another version of its template", str(path), fix="train again")
         )
-    return settings
+    post = stored.get("post")
+    return settings if post is None else replace(settings, post=_read_fit(folder, post))
+
+
+def _read_fit(folder: Path, described: Any) -> PostFit:  # noqa: ANN401 - what JSON holds
+    """Read the map beside an `encoder.json`, which says which one it has to be."""
+    fit = read_post(folder / POST_FILE)
+    if fit.describe() != described:
+        what = f"not the map that {SETTINGS_FILE} names"
+        raise ModelError(Problem(what, str(folder / POST_FILE)))
+    return fit

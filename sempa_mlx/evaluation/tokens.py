@@ -78,7 +78,7 @@ def find_key_tokens(
         top: K of Hit@K, >= 1.
         on_progress: called with the number of texts embedded.
     """
-    settings = replace(encoder.settings, normalize=False, truncate_dim=None)
+    settings = replace(encoder.settings, normalize=False, truncate_dim=None, post=None)
     states = Encoder(encoder.loaded, settings).encode(texts, on_progress=on_progress)
     tokens = tokenize_bare(texts, encoder.loaded.tokenizer)
     aligned = rank_tokens(encoder.loaded.model, states, [max(top, len(row)) for row in tokens])

@@ -16,6 +16,7 @@ import mlx.nn as nn
 from mlx.utils import tree_flatten, tree_map
 
 from sempa_mlx.errors import Problem, UsageError
+from sempa_mlx.model.blocks import find_blocks
 from sempa_mlx.model.forward import BranchCache, KeysValues
 from sempa_mlx.model.head import text_model
 
@@ -33,7 +34,10 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
         UsageError: the model's blocks do not fit, or draw random numbers.
     """
     backbone = text_model(model).model
-    name, blocks = _list_of_blocks(backbone, model.layers)
+    found = find_blocks(backbone, model.layers)
+    if found is None:
+        raise _misfit("its blocks are not one list of its backbone")
+    name, blocks = found
     stand_ins = [_CheckpointedBlock(block) for block in blocks]
     setattr(backbone, name, stand_ins)
     try:
@@ -88,14 +92,6 @@ def _misfit(evidence: str) -> UsageError:
             fix="set train.grad_checkpoint: false",
         )
     )
-
-
-def _list_of_blocks(backbone: nn.Module, blocks: list[nn.Module]) -> tuple[str, list[nn.Module]]:
-    """Find the attribute of the backbone that holds its blocks."""
-    for name, value in backbone.items():
-        if isinstance(value, list) and list(map(id, value)) == list(map(id, blocks)):
-            return name, value
-    raise _misfit("its blocks are not one list of its backbone")
 
 
 class _CheckpointedBlock:

@@ -5,6 +5,7 @@ second copy. The folder holds `adapters.safetensors` (lora_a, lora_b, and m for 
 `adapter_config.json` (mlx-lm's keys, ours under the one extra key `sempa`).
 """
 
+import hashlib
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
@@ -13,6 +14,7 @@ from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx.utils import tree_flatten
 
 from sempa_mlx import __version__
@@ -120,6 +122,21 @@ def dialled(model: nn.Module, factor: float) -> Iterator[None]:
         for dial in {module.dial for module in adapters if isinstance(module, AdapterLayer)}:
             stack.enter_context(dial.turned(factor))
         yield
+
+
+def adapter_fingerprint(model: nn.Module) -> str | None:
+    """Hash the names and values of the adapter's tensors: 16 hex digits; None without adapter."""
+    tensors = {
+        f"{path}.{leaf}": module[leaf]
+        for path, module in model.named_modules()
+        if "lora_a" in module
+        for leaf in ("lora_a", "lora_b", "m")
+        if leaf in module
+    }
+    digest = hashlib.sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(name.encode() + np.array(tensor.astype(mx.float32)).tobytes())
+    return digest.hexdigest()[:16] if tensors else None
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:

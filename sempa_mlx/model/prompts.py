@@ -6,6 +6,7 @@ never becomes one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 
 from jinja2 import TemplateError
 from mlx_lm.tokenizer_utils import TokenizerWrapper
@@ -47,9 +48,10 @@ def _encode(
     return [list(ids) for ids in encoded["input_ids"]]
 
 
-def _encode_one(
+def encode_one(
     tokenizer: TokenizerWrapper, text: str, *, as_text: bool, special: bool = False
 ) -> tuple[int, ...]:
+    """Return the tokens of one text; names of control tokens stay text if `as_text`."""
     return tuple(_encode(tokenizer, [text], as_text=as_text, special=special)[0])
 
 
@@ -66,7 +68,7 @@ class ChatRenderer:
     def row(self, record: PreferenceRecord) -> TokenRow:
         """Tokenise one record; each completion ends with the template's end of turn."""
         if isinstance(record.prompt, str):
-            prompt = _encode_one(self._tokenizer, record.prompt, as_text=True, special=True)
+            prompt = encode_one(self._tokenizer, record.prompt, as_text=True, special=True)
             ending: tuple[int, ...] = (self._tokenizer.eos_token_id,)
         else:
             prompt = self._prompt(record.prompt)
@@ -77,11 +79,11 @@ class ChatRenderer:
     def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
         if not self.has_template:
             text = PLAIN_ENDING.join(message.content for message in messages) + PLAIN_ENDING
-            return _encode_one(self._tokenizer, text, as_text=True, special=True)
+            return encode_one(self._tokenizer, text, as_text=True, special=True)
         text = "".join(message.content for message in messages)
         if not any(marker in text for marker in self._markers):
             rendered = self._render(messages, add_generation_prompt=True)
-            return _encode_one(self._tokenizer, rendered, as_text=False)
+            return encode_one(self._tokenizer, rendered, as_text=False)
         return self._prompt_around(messages, _unused_character(text))
 
     def _prompt_around(self, messages: tuple[Message, ...], mask: str) -> tuple[int, ...]:
@@ -100,7 +102,7 @@ class ChatRenderer:
         ids: tuple[int, ...] = ()
         for place, part in enumerate(rendered.split(mask)):
             text = self._markers[int(part)] if place % 2 else part
-            ids += _encode_one(self._tokenizer, text, as_text=bool(place % 2))
+            ids += encode_one(self._tokenizer, text, as_text=bool(place % 2))
         return ids
 
     def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
@@ -138,7 +140,7 @@ class ChatRenderer:
         if not closed.startswith(opened + answer.content):
             return fallback
         ending = closed.removeprefix(opened + answer.content).strip()
-        return _encode_one(self._tokenizer, ending, as_text=False) or fallback
+        return encode_one(self._tokenizer, ending, as_text=False) or fallback
 
 
 def _control_tokens(tokenizer: TokenizerWrapper) -> list[str]:
@@ -186,10 +188,10 @@ def tokenize_texts(
     """Put texts into an embedding template and tokenise them.
 
     A prompt longer than `max_tokens` loses the end of its sentence, never of the template. An empty
-    prompt becomes the end-of-sequence token alone, so that every text has a vector.
+    prompt becomes the end-of-sequence token alone, so that every text has a vector. A placeholder
+    is an end-of-sequence token, which stands in for a state that is put there later.
     """
-    rendered = [template.render(text) for text in texts]
-    rows = _encode(tokenizer, rendered, as_text=True, special=True) if rendered else []
+    rows = _rows([template.parts(text) for text in texts], template, tokenizer)
     long = [index for index, row in enumerate(rows) if len(row) > max_tokens]
     for index in long:
         rows[index] = _cut(texts[index], template, tokenizer, max_tokens)
@@ -203,17 +205,42 @@ def tokenize_bare(texts: Sequence[str], tokenizer: TokenizerWrapper) -> tuple[tu
     return tuple(map(tuple, rows))
 
 
+def _rows(
+    prompts: Sequence[tuple[str, ...]], template: EmbeddingTemplate, tokenizer: TokenizerWrapper
+) -> list[list[int]]:
+    """Tokenise prompts given in parts; each part is tokenised apart from the others."""
+    parts = list(zip(*prompts, strict=True))
+    if len(parts) == 1:  # the tokenizer's own special tokens stand where it puts them
+        return _encode(tokenizer, parts[0], as_text=True, special=True)
+    opening = opening_tokens(tokenizer)
+    encoded = [_encode(tokenizer, part, as_text=True, special=False) for part in parts]
+    if template.head and encoded:
+        encoded.insert(1, [[tokenizer.eos_token_id]] * len(prompts))
+    return [[*opening, *chain.from_iterable(row)] for row in zip(*encoded, strict=True)]
+
+
+def opening_tokens(tokenizer: TokenizerWrapper) -> tuple[int, ...]:
+    """Return what the tokenizer puts in front of a text, such as begin of sequence."""
+    bare, whole = (
+        encode_one(tokenizer, "a", as_text=True, special=special) for special in (False, True)
+    )
+    starts = range(len(whole) - len(bare) + 1)
+    start = next((start for start in starts if whole[start : start + len(bare)] == bare), 0)
+    return whole[:start]
+
+
 def _cut(
     text: str, template: EmbeddingTemplate, tokenizer: TokenizerWrapper, max_tokens: int
 ) -> list[int]:
     """Shorten the sentence, token by token from its end, until its prompt fits."""
     # Cleaned first: blanks that cleaning takes away must not crowd out words.
     body = clean_sentence(text) if template.clean else text
-    sentence = _encode_one(tokenizer, body, as_text=True)
+    sentence = encode_one(tokenizer, body, as_text=True)
+    copies = 2 if template.twice else 1
     keep = min(len(sentence), max_tokens)
     while True:
-        shorter = template.render(tokenizer.decode(sentence[:keep]))
-        row = list(_encode_one(tokenizer, shorter, as_text=True, special=True))
+        shorter = template.parts(tokenizer.decode(sentence[:keep]))
+        (row,) = _rows([shorter], template, tokenizer)
         if len(row) <= max_tokens or keep == 0:
             return row
-        keep -= min(keep, len(row) - max_tokens)
+        keep -= min(keep, -(-(len(row) - max_tokens) // copies))

@@ -3,9 +3,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sempa_mlx.data.templates import (
+    ECHO,
     EMBEDDING_TEMPLATES,
+    IRRELEVANT,
+    KE,
+    METAEOL,
     PARAPHRASE_TEMPLATES,
+    PREPENDED,
+    PRETCOT,
     PROMPTEOL,
+    PROMPTEOL_ICL,
     RAW,
     EmbeddingTemplate,
     clean_sentence,
@@ -13,6 +20,7 @@ from sempa_mlx.data.templates import (
 )
 from sempa_mlx.errors import UsageError
 
+ONE_WORD = [PROMPTEOL, PROMPTEOL_ICL, PRETCOT, KE, IRRELEVANT, PREPENDED, *METAEOL]
 NASTY = [
     'He said "S" and left',
     "{0} {sentence} {{}} %s %(x)s $S",
@@ -116,7 +124,56 @@ def test_raw_changes_nothing(text):
 
 
 def test_templates_are_found_by_name():
-    assert {"prompteol": PROMPTEOL, "raw": RAW} == EMBEDDING_TEMPLATES
+    assert EMBEDDING_TEMPLATES["prompteol"] is PROMPTEOL
+    assert all(name == template.name for name, template in EMBEDDING_TEMPLATES.items())
+    prints = {template.fingerprint for template in EMBEDDING_TEMPLATES.values()}
+    assert len(prints) == len(EMBEDDING_TEMPLATES)
+
+
+def test_fingerprints_of_published_templates_stay():
+    """They stand in the `encoder.json` of adapters out in the world."""
+    assert PROMPTEOL.fingerprint == "b759c5c1b236"
+    assert RAW.fingerprint == "5f682555a006"
+
+
+@pytest.mark.parametrize("template", ONE_WORD, ids=lambda template: template.name)
+def test_prompts_for_one_word_end_open(template):
+    prompt = template.render('He said "no"')
+    assert prompt.endswith(' in one word:"')
+    assert "this sentence : " in prompt.lower()
+    assert "\"He said 'no'\" " in prompt
+    assert template.clean
+
+
+def test_the_published_prompts():
+    assert KE.render("A dog") == (
+        "The essence of a sentence is often captured by its main subjects and actions, while "
+        "descriptive terms provide additional but less central details. With this in mind , "
+        'this sentence : "A dog." means in one word:"'
+    )
+    assert PRETCOT.render("A dog").startswith("After thinking step by step , this sentence : ")
+    assert PROMPTEOL_ICL.render("A dog") == (
+        'This sentence : "A jockey riding a horse." means in one word:"Equestrian".'
+        'This sentence : "A dog." means in one word:"'
+    )
+
+
+def test_metaeol_asks_eight_things():
+    assert len({template.prefix for template in METAEOL}) == 8
+
+
+def test_echo_says_the_sentence_twice():
+    assert ECHO.parts("a 'b'") == (
+        "Rewrite the sentence: ",
+        "a 'b'",
+        ", rewritten sentence: ",
+        "a 'b'",
+    )
+
+
+def test_the_placeholder_stands_before_the_quote():
+    """Where the authors write `This sentence : <PST> "S"`, with their tokenizer's blanks."""
+    assert PREPENDED.parts("A dog") == ("This sentence : ", ' "A dog." means in one word:"')
 
 
 def test_the_fingerprint_changes_with_every_field():
@@ -127,6 +184,8 @@ def test_the_fingerprint_changes_with_every_field():
         EmbeddingTemplate("n", "p", "t", clean=True),
         EmbeddingTemplate("n", "p", "s", clean=False),
         EmbeddingTemplate("n", "ps", "", clean=True),
+        EmbeddingTemplate("n", "p", "s", clean=True, head="h"),
+        EmbeddingTemplate("n", "p", "s", clean=True, twice=True),
     ]
     prints = {variant.fingerprint for variant in variants}
     assert len(prints) == len(variants)

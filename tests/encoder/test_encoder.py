@@ -14,7 +14,7 @@ from sempa_mlx.encoder.methods import METHODS
 from sempa_mlx.encoder.settings import SETTINGS_FILE, EncoderSettings, read_settings
 from sempa_mlx.errors import ModelError, UsageError
 from sempa_mlx.model.lora import adapter_weights, attach, save_adapter
-from sempa_mlx.model.prompts import tokenize_texts
+from tests.encoder.oracle import layers_one_by_one, one_by_one
 from tests.tiny import MISFITS, SHARING, move_adapter, tiny_loaded, write_tiny_folder
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
@@ -51,28 +51,47 @@ def adapted():
     return put_adapter(tiny_loaded())
 
 
-def one_by_one(encoder, text):
-    """The vector of a text by a forward pass of its tokens alone: nothing padded or shared."""
-    loaded, method = encoder.loaded, encoder.method
-    tokenized = tokenize_texts(
-        [text], method.template, loaded.tokenizer, encoder.settings.max_tokens
-    )
-    states = np.array(loaded.model.model(mx.array([tokenized.rows[0]])))[0].astype(np.float64)
-    weights = {
-        "last": np.eye(len(states))[-1],
-        "mean": np.ones(len(states)) / len(states),
-        "weighted-mean": np.arange(1, len(states) + 1) / np.arange(1, len(states) + 1).sum(),
-    }[method.pooling]
-    vector = weights @ states
-    return vector / np.linalg.norm(vector) if encoder.settings.normalize else vector
+def fits(method, kind):
+    """Convolutions have no attention to change."""
+    return kind != "lfm2" or not METHODS[method].intervention.takes
 
 
 @pytest.mark.parametrize("kind", [*SHARING, *MISFITS])
 @pytest.mark.parametrize("method", METHODS)
-def test_vectors_equal_a_forward_pass_of_each_text_alone(kind, method):
-    encoder = encoder_of(kind, method=method)
+def test_vectors_equal_a_walk_over_the_blocks_by_hand(kind, method):
+    if not fits(method, kind):
+        pytest.skip("refused; see test_interventions")
+    # The windows of Gemma 3's first block end before the two prompts of cp differ.
+    change = {"block": 1, "layer": -1} if method == "cp" else {}
+    encoder = encoder_of(kind, method=method, **change)
     expected = [one_by_one(encoder, text) for text in TEXTS]
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
+
+
+CHANGES = {"cp": {"block": 1, "layer": -1}, "tp": {"block": 2, "layer": -1}}
+
+
+@pytest.mark.parametrize("kind", [*SHARING, *MISFITS])
+@pytest.mark.parametrize("method", ["prompteol", "echo", "cp", "tp"])
+def test_every_layer_can_be_read_in_one_pass(kind, method):
+    if not fits(method, kind):
+        pytest.skip("refused; see test_interventions")
+    encoder = encoder_of(kind, method=method, **CHANGES.get(method, {}))
+    ((found,), _) = encoder.read(TEXTS, range(encoder.depth + 1), batch_tokens=150)
+    expected = np.stack([layers_one_by_one(encoder, text) for text in TEXTS], axis=1)
+    scale = np.abs(expected).max(axis=(1, 2), keepdims=True)
+    np.testing.assert_allclose(found / scale, expected / scale, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["prompteol", "mean", "echo"])
+@pytest.mark.parametrize("layer", range(-4, 4))
+def test_a_layer_is_counted_as_in_hidden_states(method, layer):
+    encoder = encoder_of(method=method, layer=layer)
+    assert encoder.depth == 3
+    expected = [one_by_one(encoder, text) for text in TEXTS]
+    np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-5)
+    same = encoder_of(method=method, layer=layer % 4)
+    np.testing.assert_array_equal(encoder.encode(TEXTS), same.encode(TEXTS))
 
 
 @FEW
@@ -102,22 +121,24 @@ def test_order_and_repetition_do_not_matter(texts, method, data):
 @pytest.mark.parametrize("kind", SHARING)
 def test_running_the_shared_prefix_once_changes_nothing(kind):
     sharing, apart = encoder_of(kind), encoder_of(kind)
-    apart._can_share = False
+    apart._reader._can_share = False
     np.testing.assert_allclose(sharing.encode(TEXTS), apart.encode(TEXTS), atol=1e-5)
-    assert sharing._can_share
+    assert sharing._reader._can_share
 
 
 @pytest.mark.parametrize("kind", MISFITS)
 def test_models_that_cannot_share_are_found_out(kind):
     encoder = encoder_of(kind)
     encoder.encode(TEXTS)
-    assert not encoder._can_share
+    assert not encoder._reader._can_share
 
 
 def test_each_distinct_text_is_run_once(monkeypatch):
     encoder = encoder_of()
     rows, forward = [], encoder._forward
-    monkeypatch.setattr(encoder, "_forward", lambda group: rows.extend(group) or forward(group))
+    monkeypatch.setattr(
+        encoder, "_forward", lambda group, *rest: rows.extend(group) or forward(group, *rest)
+    )
     encoder.encode(["a", "b", "a", "a", "b"])
     assert len(rows) == 2
 
@@ -133,7 +154,7 @@ def test_unit_length_unless_told_otherwise():
 def test_a_zero_vector_stays_zero(monkeypatch):
     """Nothing to divide by: no NaN may come of it."""
     encoder = encoder_of()
-    monkeypatch.setattr(encoder, "_pooled", lambda rows, shared: mx.zeros((len(rows), 32)))
+    monkeypatch.setattr(encoder, "_forward", lambda texts, *_: np.zeros((1, 1, len(texts), 32)))
     np.testing.assert_array_equal(encoder.encode(TEXTS), np.zeros((len(TEXTS), 32)))
 
 
@@ -209,7 +230,8 @@ def test_one_string_is_a_mistake():
 def test_an_unknown_method_is_refused_with_the_known_ones():
     with pytest.raises(UsageError) as caught:
         encoder_of(method="prompt-eol")
-    assert "prompteol, mean, weighted-mean, last" in caught.value.problems[0].fix
+    assert "did you mean `prompteol`" in caught.value.problems[0].fix
+    assert ", ".join(METHODS) in caught.value.problems[0].fix
 
 
 def test_long_texts_are_cut_with_one_warning():
@@ -218,7 +240,10 @@ def test_long_texts_are_cut_with_one_warning():
     with pytest.warns(UserWarning, match="2 texts were cut to 64 tokens") as caught:
         found = encoder.encode([long, "short", long + "more"], batch_tokens=64)
     assert len(caught) == 1
-    expected = [one_by_one(encoder, text) for text in (long, "short", long + "more")]
+    rows = encoder.tokenize([long, "short", long + "more"])
+    assert max(map(len, rows)) == 64
+    states = [np.array(encoder.loaded.model.model(mx.array([row])))[0, -1] for row in rows]
+    expected = [state / np.linalg.norm(state) for state in states]
     np.testing.assert_allclose(found, expected, atol=1e-5)
     assert np.abs(found[0] - encoder_of().encode([long])[0]).max() > 1e-3
 
@@ -238,20 +263,89 @@ def test_progress_counts_every_text_also_repeated_ones():
     assert len(done) > 1
 
 
-SETTINGS = EncoderSettings(
-    method="mean", max_tokens=99, normalize=False, truncate_dim=7, adapter_scale=0.5
-)
+SETTINGS = [
+    EncoderSettings(
+        method="mean",
+        max_tokens=99,
+        normalize=False,
+        truncate_dim=7,
+        adapter_scale=0.5,
+        layer=2,
+    ),
+    EncoderSettings(method="cp", layer=3, block=1, strength=0.25),
+    EncoderSettings(method="tp", layer=-1, block=2),
+    EncoderSettings(method="metaeol", layer=-2),
+]
 
 
-def test_settings_come_back_as_they_were_saved(tmp_path):
-    Encoder(loaded_of("llama"), SETTINGS).save_settings(tmp_path)
-    assert read_settings(tmp_path) == SETTINGS
+@pytest.mark.parametrize("given", SETTINGS, ids=lambda given: given.method)
+def test_settings_come_back_as_they_were_saved(tmp_path, given):
+    Encoder(loaded_of("llama"), given).save_settings(tmp_path)
+    assert read_settings(tmp_path) == given
     stored = json.loads((tmp_path / SETTINGS_FILE).read_text())
-    assert stored["pooling"] == "mean"
-    assert stored["dim"] == 7
+    method = METHODS[given.method]
+    assert stored["format"] == 2
+    assert stored["pooling"] == method.pooling
+    assert stored["dim"] == given.truncate_dim or 32
     assert stored["dtype"] == "float32"
+    assert stored["num_blocks"] == 3
     assert stored["model"]["fingerprint"] == loaded_of("llama").fingerprint
-    assert stored["template"]["fingerprint"] == METHODS["mean"].template.fingerprint
+    templates = [stored["template"], *stored["auxiliary_templates"]]
+    assert [each["fingerprint"] for each in templates] == [
+        template.fingerprint for template in method.templates
+    ]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_defaults_are_saved_as_numbers(tmp_path, method):
+    """What a later version takes for its defaults must not change these vectors."""
+    encoder = encoder_of(method=method)
+    encoder.save_settings(tmp_path)
+    found = read_settings(tmp_path)
+    parameters = encoder.parameters
+    assert (found.layer, found.block, found.strength) == (
+        parameters.layer,
+        parameters.block,
+        parameters.strength,
+    )
+    assert Encoder(loaded_of("llama"), found).parameters == parameters
+
+
+def test_another_method_forgets_the_parameters_of_the_old_one():
+    settings = EncoderSettings(method="cp", layer=3, block=1, strength=0.25, max_tokens=99)
+    assert settings.with_method("cp") is settings
+    assert settings.with_method(None) is settings
+    assert settings.with_method("ke") == EncoderSettings(method="ke", max_tokens=99)
+
+
+FORMAT_1 = {
+    "format": 1,
+    "method": "prompteol",
+    "max_tokens": 200,
+    "normalize": True,
+    "truncate_dim": None,
+    "adapter_scale": 0.5,
+    "pooling": "last",
+    "layer": -1,
+    "template": {"name": "prompteol", "clean": True, "fingerprint": "b759c5c1b236"},
+    "dtype": "float32",
+    "dim": 576,
+}
+
+
+def test_files_of_the_first_format_can_be_read(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(FORMAT_1))
+    found = read_settings(tmp_path)
+    assert found == EncoderSettings(max_tokens=200, adapter_scale=0.5, layer=-1)
+    np.testing.assert_array_equal(
+        Encoder(loaded_of("llama"), found).encode(TEXTS), encoder_of().encode(TEXTS)
+    )
+
+
+def test_files_of_a_later_format_are_refused(tmp_path):
+    (tmp_path / SETTINGS_FILE).write_text(json.dumps(FORMAT_1 | {"format": 3}))
+    with pytest.raises(ModelError, match="written by a later version"):
+        read_settings(tmp_path)
 
 
 def test_an_adapter_made_elsewhere_gets_the_default_settings(tmp_path):
@@ -284,6 +378,12 @@ def test_another_version_of_the_template_is_refused(tmp_path):
         lambda stored: stored.update(normalize="no"),
         lambda stored: stored.update(adapter_scale=None),
         lambda stored: stored.update(truncate_dim="7"),
+        lambda stored: stored.update(layer=None),
+        lambda stored: stored.update(layer=1.5),
+        lambda stored: stored.update(block="2"),
+        lambda stored: stored.pop("strength"),
+        lambda stored: stored.update(auxiliary_templates=None),
+        lambda stored: stored.update(format="2"),
     ],
     ids=lambda change: None,
 )
@@ -314,7 +414,7 @@ def run_folder(tmp_path):
 def test_a_run_folder_loads_with_base_adapter_and_settings(run_folder):
     folder, expected = run_folder
     encoder = Encoder.load(folder)
-    assert encoder.settings == EncoderSettings(max_tokens=200)
+    assert encoder.settings == EncoderSettings(max_tokens=200, layer=-1)
     np.testing.assert_allclose(encoder.encode(TEXTS), expected, atol=1e-6)
 
 

@@ -1,0 +1,157 @@
+"""Affine maps of finished vectors, fitted on unlabelled text: ABTT and whitening.
+
+States of language models lie in a narrow cone: a common mean and a few directions outweigh what
+tells texts apart. Both maps are fitted once on texts that have nothing to do with a test, and kept
+in a file, since vectors can only be compared if one fit made them.
+"""
+
+import hashlib
+import json
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sempa_mlx.errors import DataError, ModelError, Problem, UsageError
+from sempa_mlx.files import replacing
+
+KINDS = ("abtt", "whiten")
+FORMAT = "1"
+NO_VARIANCE = 1e-10  # of the largest variance: less is rounding
+
+
+@dataclass(frozen=True, slots=True)
+class PostFit:
+    """A fitted map of vectors.
+
+    `abtt` (all but the top, arXiv 1702.01417) subtracts the mean and takes the leading
+    `components` principal directions away. `whiten` (arXiv 2103.15316) subtracts the mean and
+    gives each principal direction variance 1, the strongest first, so that the first n numbers of
+    a vector are its best n. `vectors` names what was fitted: a map fits no other vectors.
+    """
+
+    kind: str
+    components: int
+    vectors: str
+    num_texts: int
+    digest: str
+    mean: np.ndarray = field(compare=False, repr=False)
+    basis: np.ndarray = field(compare=False, repr=False)
+
+    def apply(self, vectors: np.ndarray) -> np.ndarray:
+        """Map (n, dim) float32 vectors, as they leave the model, to vectors of the same shape."""
+        centred = vectors - self.mean
+        shares: np.ndarray = centred @ self.basis.T
+        return shares if self.kind == "whiten" else centred - shares @ self.basis
+
+    def describe(self) -> dict[str, Any]:
+        """Return what tells this map from others."""
+        return {
+            "kind": self.kind,
+            "components": self.components,
+            "num_texts": self.num_texts,
+            "fit": self.digest,
+        }
+
+
+def parse_kind(text: str) -> tuple[str, int]:
+    """Read `abtt`, `abtt:3` or `whiten` as kind and number of directions to take away.
+
+    Raises:
+        UsageError: it is none of these.
+    """
+    found = re.fullmatch(r"(abtt)(?::([1-9]\d*))?|(whiten)", text)
+    if found is None:
+        fix = "abtt, abtt:N to take N directions away, whiten, or a file that was fitted before"
+        raise UsageError(Problem(f"no post-processing `{text}`", fix=fix))
+    return found[1] or found[3], int(found[2] or 1) if found[1] else 0
+
+
+def fit_post(raw: np.ndarray, kind: str, components: int, vectors: str) -> PostFit:
+    """Fit a map to vectors of unlabelled texts.
+
+    Args:
+        raw: (n, dim) float32 as they leave the model, of distinct texts; for whitening n should be
+            several times dim.
+        kind: `abtt` or `whiten`.
+        components: directions that `abtt` takes away.
+        vectors: what made the vectors (`Encoder.vectors_key`).
+
+    Raises:
+        DataError: there are too few texts.
+    """
+    count, dim = raw.shape
+    least = dim if kind == "whiten" else components
+    if count <= least:
+        what = f"{count} distinct texts are too few to fit {kind} to {dim} dimensions"
+        raise DataError(Problem(what, fix=f"give more than {least}"), state="nothing was fitted")
+    if kind == "abtt" and components >= dim:
+        raise UsageError(f"abtt cannot take {components} of {dim} directions away")
+    mean = raw.mean(axis=0, dtype=np.float64)
+    centred = raw.astype(np.float64) - mean
+    variances, directions = np.linalg.eigh(centred.T @ centred / count)
+    variances, directions = variances[::-1], directions[:, ::-1].T
+    # Eigenvectors have no sign of their own: the largest entry is made positive.
+    largest = np.abs(directions).argmax(axis=1)
+    directions = directions * np.sign(directions[np.arange(dim), largest])[:, None]
+    if kind == "whiten":
+        floor = NO_VARIANCE * variances[0]
+        basis = directions / np.sqrt(np.maximum(variances, floor))[:, None]
+    else:
+        basis = directions[:components]
+    # In the layout that a file gives back, so that products round alike.
+    arrays = mean.astype(np.float32), np.ascontiguousarray(basis, dtype=np.float32)
+    return PostFit(kind, components, vectors, count, _digest(*arrays), *arrays)
+
+
+def _digest(mean: np.ndarray, basis: np.ndarray) -> str:
+    """Return 16 hex digits of the arrays' values."""
+    content = b"".join(np.ascontiguousarray(each, dtype="<f4").tobytes() for each in (mean, basis))
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def write_post(path: Path, fit: PostFit) -> None:
+    """Write a fitted map as a safetensors file.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    from safetensors.numpy import save_file
+
+    about = {"format": FORMAT, "vectors": fit.vectors, **fit.describe()}
+    arrays = {"mean": fit.mean, "basis": fit.basis}
+    with replacing(path) as temporary:
+        save_file(arrays, temporary, metadata={"sempa_post": json.dumps(about)})
+
+
+def read_post(path: Path) -> PostFit:
+    """Read a fitted map.
+
+    Raises:
+        ModelError: there is no such file, or it is not whole.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    if not path.is_file():
+        raise ModelError(Problem("no such file", str(path), fix="fit it: --post abtt"))
+    try:
+        with safe_open(path, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})["sempa_post"])
+            arrays = file.get_tensor("mean"), file.get_tensor("basis")
+        if about["format"] != FORMAT:
+            raise ValueError(f"format {about['format']}")
+        fit = PostFit(
+            str(about["kind"]),
+            int(about["components"]),
+            str(about["vectors"]),
+            int(about["num_texts"]),
+            str(about["fit"]),
+            *arrays,
+        )
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise ModelError(Problem(f"not a fitted map ({error!r})", str(path))) from error
+    if fit.kind not in KINDS or fit.digest != _digest(*arrays):
+        raise ModelError(Problem("the fitted map is damaged", str(path), fix="fit it anew"))
+    return fit
