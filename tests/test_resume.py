@@ -12,14 +12,12 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sempa_mlx.config_resolve import load_config
-from sempa_mlx.run.inputs import read_run_data
-from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume
 from tests.command import (
     done,
     files_below,
     metrics_of,
+    prepared,
     refused,
     results_of,
     training,
@@ -29,7 +27,6 @@ from tests.command import (
 
 STEPS = 6
 TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}
-EVERY_STEP = ("output.save_every=1",)
 SETTINGS = (
     f"train.iters={STEPS}",
     "train.batch_size=3",
@@ -46,22 +43,15 @@ def inputs(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
 
 
-def prepared(inputs, folder, more=EVERY_STEP):
-    files = (
-        f"model.name={inputs / 'base'}",
-        f"data.train={inputs / 'pairs.jsonl'}",
-        f"eval.data={inputs / 'dev.tsv'}",
-        f"output.path={folder}",
-    )
-    config = load_config(sets=[*files, *SETTINGS, *more]).config
-    return prepare_run(config, read_run_data(config))
+def run_in(inputs, folder, save_every=1):
+    return prepared(inputs, f"output.path={folder}", f"output.save_every={save_every}", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    list(prepared(inputs, folder).events())
+    list(run_in(inputs, folder).events())
     return folder
 
 
@@ -87,11 +77,11 @@ def assert_same(left, right):
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
 def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
-    run = prepared(inputs, tmp_path / "run")
+    run = run_in(inputs, tmp_path / "run")
     list(run.events(lambda: run.progress.step == step))
     assert run.is_stopped
     assert not (tmp_path / "run" / "results.json").exists()
-    again = prepared(inputs, tmp_path / "run")
+    again = run_in(inputs, tmp_path / "run")
     assert resume(again) == ()
     assert again.progress.step == step
     list(again.events())
@@ -103,11 +93,11 @@ def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
 
 def test_what_was_logged_after_the_checkpoint_is_logged_once(whole, inputs, tmp_path):
     """As after kill -9: the folder is ahead of its last checkpoint."""
-    run = prepared(inputs, tmp_path / "run", ["output.save_every=3"])
+    run = run_in(inputs, tmp_path / "run", save_every=3)
     for _ in zip(range(7), run.events(), strict=False):
         pass
     assert run.progress.step == 4
-    again = prepared(inputs, tmp_path / "run")
+    again = run_in(inputs, tmp_path / "run")
     resume(again)
     assert again.progress.step == 3
     list(again.events())
@@ -120,7 +110,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_reason(whole, inputs, tmp_pat
     content = bytearray(broken.read_bytes())
     content[-1] ^= 1
     broken.write_bytes(content)
-    run = prepared(inputs, tmp_path / "run")
+    run = run_in(inputs, tmp_path / "run")
     (skipped,) = resume(run)
     assert "adapter.safetensors" in str(skipped)
     assert run.progress.step == STEPS - 1
