@@ -9,10 +9,10 @@ import sys
 import time
 
 import mlx.core as mx
-import numpy as np
 import pytest
 
 from sempa_mlx.run.resume import resume
+from tests.arrays import assert_equal
 from tests.command import (
     done,
     files_below,
@@ -70,9 +70,7 @@ def assert_same(left, right):
         found, expected = (
             mx.load(str(each / last / f"{name}.safetensors")) for each in (left, right)
         )
-        assert found.keys() == expected.keys()
-        for tensor, value in expected.items():
-            np.testing.assert_array_equal(np.array(found[tensor]), np.array(value))
+        assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("step", range(1, STEPS + 1))
