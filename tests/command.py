@@ -1,4 +1,4 @@
-"""Runs the command line inside the test process, and writes what it reads."""
+"""Runs the command line inside the test process; writes what it reads, reads what it writes."""
 
 import contextlib
 import io
@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from unittest import mock
 
 from sempa_mlx.cli import main
+from sempa_mlx.config_resolve import load_config
+from sempa_mlx.run.inputs import read_run_data
+from sempa_mlx.run.prepare import prepare_run
 from tests.tiny import write_tiny_folder
 
 SENTENCES = (
@@ -120,6 +123,17 @@ def training(folder, *sets, model=None, data=None, dev=None):
     fixed = (f"eval.data={dev or folder / 'dev.tsv'}", "eval.every=1", "train.warmup=0")
     named = [word for option in options.items() for word in option]
     return ["train", *named, *(word for text in (*fixed, *sets) for word in ("--set", text))]
+
+
+def prepared(folder, *sets, data=None):
+    """Prepare a run of these settings, on files of `folder` where none are named."""
+    files = (
+        f"model.name={folder / 'base'}",
+        f"data.train={data or folder / 'pairs.jsonl'}",
+        f"eval.data={folder / 'dev.tsv'}",
+    )
+    config = load_config(sets=[*files, *sets]).config
+    return prepare_run(config, read_run_data(config))
 
 
 def metrics_of(folder):

@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
+from tests.arrays import assert_close
 from tests.command import done, metrics_of, training, write_inputs
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
@@ -55,8 +56,7 @@ def test_training_follows_the_curve_of_one_process(loss, inputs, tmp_path):
     left, right = (
         mx.load(str(tmp_path / each / "adapters.safetensors")) for each in ("one", "two")
     )
-    for name, value in left.items():
-        np.testing.assert_allclose(np.array(right[name]), np.array(value), atol=1e-4)
+    assert_close(right, left, atol=1e-4)
 
 
 def test_embedding_gives_the_vectors_of_one_process(inputs, tmp_path):

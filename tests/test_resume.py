@@ -9,18 +9,16 @@ import sys
 import time
 
 import mlx.core as mx
-import numpy as np
 import pytest
 
-from sempa_mlx.config_resolve import load_config
 from sempa_mlx.errors import UsageError
-from sempa_mlx.run.inputs import read_run_data
-from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume
+from tests.arrays import assert_equal
 from tests.command import (
     done,
     files_below,
     metrics_of,
+    prepared,
     refused,
     results_of,
     training,
@@ -30,7 +28,6 @@ from tests.command import (
 
 STEPS = 6
 TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}
-EVERY_STEP = ("output.save_every=1",)
 SETTINGS = (
     f"train.iters={STEPS}",
     "train.batch_size=3",
@@ -47,22 +44,15 @@ def inputs(tmp_path_factory):
     return write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
 
 
-def prepared(inputs, folder, more=EVERY_STEP):
-    files = (
-        f"model.name={inputs / 'base'}",
-        f"data.train={inputs / 'pairs.jsonl'}",
-        f"eval.data={inputs / 'dev.tsv'}",
-        f"output.path={folder}",
-    )
-    config = load_config(sets=[*files, *SETTINGS, *more]).config
-    return prepare_run(config, read_run_data(config))
+def run_in(inputs, folder, save_every=1):
+    return prepared(inputs, f"output.path={folder}", f"output.save_every={save_every}", *SETTINGS)
 
 
 @pytest.fixture(scope="module")
 def whole(inputs, tmp_path_factory):
     """A run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole") / "run"
-    list(prepared(inputs, folder).events())
+    list(run_in(inputs, folder).events())
     return folder
 
 
@@ -81,18 +71,16 @@ def assert_same(left, right):
         found, expected = (
             mx.load(str(each / last / f"{name}.safetensors")) for each in (left, right)
         )
-        assert found.keys() == expected.keys()
-        for tensor, value in expected.items():
-            np.testing.assert_array_equal(np.array(found[tensor]), np.array(value))
+        assert_equal(found, expected)
 
 
 @pytest.mark.parametrize("step", range(STEPS + 1))
 def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
-    run = prepared(inputs, tmp_path / "run")
+    run = run_in(inputs, tmp_path / "run")
     list(run.events(lambda: run.progress.step == step))
     assert run.is_stopped
     assert not (tmp_path / "run" / "results.json").exists()
-    again = prepared(inputs, tmp_path / "run")
+    again = run_in(inputs, tmp_path / "run")
     assert resume(again) == ()
     assert again.progress.step == step
     list(again.events())
@@ -104,11 +92,11 @@ def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
 
 def test_what_was_logged_after_the_checkpoint_is_logged_once(whole, inputs, tmp_path):
     """As after kill -9: the folder is ahead of its last checkpoint."""
-    run = prepared(inputs, tmp_path / "run", ["output.save_every=3"])
+    run = run_in(inputs, tmp_path / "run", save_every=3)
     for _ in zip(range(7), run.events(), strict=False):
         pass
     assert run.progress.step == 4
-    again = prepared(inputs, tmp_path / "run")
+    again = run_in(inputs, tmp_path / "run")
     resume(again)
     assert again.progress.step == 3
     list(again.events())
@@ -121,7 +109,7 @@ def test_a_broken_checkpoint_is_passed_over_with_a_reason(whole, inputs, tmp_pat
     content = bytearray(broken.read_bytes())
     content[-1] ^= 1
     broken.write_bytes(content)
-    run = prepared(inputs, tmp_path / "run")
+    run = run_in(inputs, tmp_path / "run")
     (skipped,) = resume(run)
     assert "adapter.safetensors" in str(skipped)
     assert run.progress.step == STEPS - 1
@@ -217,21 +205,23 @@ def test_files_count_by_their_content(file, name, inputs, tmp_path):
     """A file of the same name that says something else belongs to another run."""
     write_triplets(tmp_path / "held_out.jsonl", count=5)
     (tmp_path / "held.txt").write_text("The grass is green, and the sky is blue.\n")
-    more = (
+    sets = (
+        *SETTINGS,
+        f"output.path={tmp_path / 'run'}",
         f"data.dev={tmp_path / 'held_out.jsonl'}",
         f"objective.kl_text={tmp_path / 'held.txt'}",
         "objective.loss=sigmoid + 0.1 kl",
         f"train.seed={2**63 - 1}",
     )
-    run = prepared(inputs, tmp_path / "run", more)
+    run = prepared(inputs, *sets)
     list(run.events(lambda: run.progress.step == 1))
-    resume(prepared(inputs, tmp_path / "run", more))
+    resume(prepared(inputs, *sets))
     other = {
         "held_out.jsonl": lambda path: write_triplets(path, count=6),
         "held.txt": lambda path: path.write_text("The sky is green, and the grass is blue.\n"),
     }[file]
     other(tmp_path / file)
     with pytest.raises(UsageError) as refusal:
-        resume(prepared(inputs, tmp_path / "run", more))
+        resume(prepared(inputs, *sets))
     assert len(refusal.value.problems) == 1
     assert name in str(refusal.value)

@@ -17,8 +17,16 @@ from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.model.lora import adapter_weights
 from sempa_mlx.run.folder import check_output
 from sempa_mlx.run.inputs import read_run_data
-from sempa_mlx.run.prepare import prepare_run
-from tests.command import done, files_below, metrics_of, refused, results_of, training, write_inputs
+from tests.command import (
+    done,
+    files_below,
+    metrics_of,
+    prepared,
+    refused,
+    results_of,
+    training,
+    write_inputs,
+)
 
 RUN_FILES = [
     "adapter_config.json",
@@ -139,14 +147,7 @@ def test_another_seed_gives_another_start_of_the_adapter(inputs, tmp_path):
     """The start is what an untrained adapter holds; order and dropout have tests of their own."""
 
     def start(seed):
-        sets = [
-            f"data.train={inputs / 'pairs.jsonl'}",
-            f"eval.data={inputs / 'dev.tsv'}",
-            f"model.name={inputs / 'base'}",
-            f"train.seed={seed}",
-        ]
-        config = load_config(sets=sets).config
-        model = prepare_run(config, read_run_data(config)).loaded.model
+        model = prepared(inputs, f"train.seed={seed}").loaded.model
         return np.array(adapter_weights(model)["model.layers.0.mlp.up_proj.lora_a"])
 
     np.testing.assert_array_equal(start(7), start(7))
@@ -229,15 +230,7 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(inputs, tmp_path):
     long = {"anchor": "word " * 200, "entailment": "a", "contradiction": "b"}
     rows = (inputs / "pairs.jsonl").read_text() + json.dumps(long) + "\n"
     (tmp_path / "rows.jsonl").write_text(rows)
-    config = load_config(
-        sets=[
-            f"data.train={tmp_path / 'rows.jsonl'}",
-            f"eval.data={inputs / 'dev.tsv'}",
-            f"model.name={inputs / 'base'}",
-            "model.max_tokens=200",
-        ]
-    ).config
-    ready = prepare_run(config, read_run_data(config))
+    ready = prepared(inputs, "model.max_tokens=200", data=tmp_path / "rows.jsonl")
     assert (ready.num_rows, ready.num_too_long) == (12, 1)
     assert "12 pairs (1 dropped)" in ready.facts()["data"]
     assert ready.scorer.path == "shared"
@@ -246,15 +239,7 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(inputs, tmp_path):
 def test_an_interrupted_run_keeps_its_best_adapter(inputs, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "results.json").write_text("of an earlier run, now being replaced")
-    config = load_config(
-        sets=[
-            f"data.train={inputs / 'pairs.jsonl'}",
-            f"eval.data={inputs / 'dev.tsv'}",
-            f"model.name={inputs / 'base'}",
-            f"output.path={tmp_path / 'run'}",
-        ]
-    ).config
-    ready = prepare_run(config, read_run_data(config))
+    ready = prepared(inputs, f"output.path={tmp_path / 'run'}")
     events = ready.events()
     next(events)  # the base is evaluated
     next(events)

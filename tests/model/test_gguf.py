@@ -6,6 +6,7 @@ from mlx.utils import tree_flatten
 from sempa_mlx.errors import ModelError
 from sempa_mlx.model.gguf import GgufFile, build_model, model_config, read_gguf
 from sempa_mlx.model.load import load_model
+from tests.arrays import as_numpy, assert_equal
 from tests.tiny import CHATML, tiny_tokenizer
 from tests.tiny_gguf import (
     HEAD_DIM,
@@ -66,14 +67,11 @@ def write(path, kind="F32", tensors=None, **metadata):
     return write_gguf(path, everything, tensors or random_tensors(), kind)
 
 
-def weights_of(model):
-    return {name: np.array(value) for name, value in tree_flatten(model.parameters())}
-
-
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_are_what_gguf_reads(tmp_path, kind):
     meant = write(tmp_path / "m.gguf", kind, random_tensors(untied=True))
-    found = weights_of(build_model(read_gguf(tmp_path / "m.gguf"), keep_quantized=False))
+    model = build_model(read_gguf(tmp_path / "m.gguf"), keep_quantized=False)
+    found = as_numpy(model.parameters())
     assert found.keys() == {name_in_mlx(name) for name in meant}
     for name, value in meant.items():
         if "attn_q" in name:
@@ -106,9 +104,8 @@ def test_the_rotary_permutation_is_undone_head_by_head(tmp_path):
         heads = HEADS if "attn_q" in name else KV_HEADS if "attn_k" in name else None
         stored[name] = value if heads is None else in_llamas_order(value, heads)
     write(tmp_path / "m.gguf", "F32", stored)
-    found = weights_of(build_model(read_gguf(tmp_path / "m.gguf"), keep_quantized=False))
-    for name, value in original.items():
-        np.testing.assert_array_equal(found[name_in_mlx(name)], value)
+    found = build_model(read_gguf(tmp_path / "m.gguf"), keep_quantized=False)
+    assert_equal(found.parameters(), {name_in_mlx(name): value for name, value in original.items()})
 
 
 def test_the_config_is_the_files(tmp_path):

@@ -15,6 +15,7 @@ from sempa_mlx.errors import ModelError
 from sempa_mlx.model import load
 from sempa_mlx.model.identity import fingerprint
 from sempa_mlx.model.load import ALIASES, MODEL_FILES, Alias, load_model, locate
+from tests.arrays import assert_close
 from tests.tiny import END, START, tiny_config, tiny_tokenizer, write_tiny_folder
 
 TOKENS = mx.array([[5, 9, 17, 33, 2, 64]])
@@ -311,10 +312,7 @@ def quantised(tmp_path):
 def test_a_quantised_folder_is_unpacked_for_an_explicit_precision(quantised):
     folder, meant = quantised
     model = load_model(str(folder), dtype="float32").model
-    found = dict(tree_flatten(model.parameters()))
-    assert found.keys() == meant.keys()
-    for name, value in meant.items():
-        np.testing.assert_allclose(np.array(found[name]), np.array(value), atol=1e-6)
+    assert_close(model.parameters(), meant, atol=1e-6)
 
 
 def test_auto_unpacks_on_a_cpu_and_keeps_packed_on_a_gpu(quantised, monkeypatch):

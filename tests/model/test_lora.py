@@ -27,6 +27,7 @@ from sempa_mlx.model.lora import (
     read_adapter_config,
     save_adapter,
 )
+from tests.arrays import as_numpy, assert_close, assert_equal
 from tests.tiny import move_adapter, tiny_loaded, tiny_model
 
 TOKENS = mx.array([[5, 9, 17, 33, 2, 64]])
@@ -79,7 +80,7 @@ def loss_and_gradients(model):
         return model(TOKENS).square().mean()
 
     value, gradients = nn.value_and_grad(model, loss)(model)
-    return value.item(), {name: np.array(grad) for name, grad in tree_flatten(gradients)}
+    return value.item(), as_numpy(gradients)
 
 
 @pytest.fixture
@@ -173,9 +174,7 @@ def test_gradients_on_packed_weights_are_those_on_the_unpacked_ones(kind, bits):
         found.append(loss_and_gradients(model))
     (loss, gradients), (expected_loss, expected) = found
     assert math.isclose(loss, expected_loss, rel_tol=1e-4)
-    for name, gradient in expected.items():
-        scale = np.abs(gradient).max()
-        np.testing.assert_allclose(gradients[name], gradient, atol=1e-3 * scale, err_msg=name)
+    assert_close(gradients, expected, share=1e-3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -350,7 +349,7 @@ def test_dialling_a_model_without_adapter_does_nothing():
 
 def test_a_training_step_leaves_the_base_weights_alone():
     model = tiny_model()
-    before = {name: np.array(value) for name, value in tree_flatten(model.parameters())}
+    before = as_numpy(model.parameters())
     attach(model, SETTINGS, seed=0)
 
     def loss(model):
@@ -360,13 +359,11 @@ def test_a_training_step_leaves_the_base_weights_alone():
     optim.SGD(learning_rate=0.1).update(model, gradient)
     assert loss(model).item() < first.item()
     after = {
-        name.replace(".linear.", "."): np.array(value)
+        name.replace(".linear.", "."): value
         for name, value in tree_flatten(model.parameters())
         if "lora_" not in name
     }
-    assert after.keys() == before.keys()
-    for name, value in before.items():
-        np.testing.assert_array_equal(after[name], value)
+    assert_equal(after, before)
 
 
 # Saving
@@ -515,13 +512,10 @@ def edit_weights(folder, change):
 def refusal(folder, loaded=None):
     """What load_adapter says; the model must come out of it untouched."""
     loaded = loaded or tiny_loaded()
-    before = {name: np.array(value) for name, value in tree_flatten(loaded.model.parameters())}
+    before = as_numpy(loaded.model.parameters())
     with pytest.raises(ModelError) as error:
         load_adapter(loaded, folder)
-    after = {name: np.array(value) for name, value in tree_flatten(loaded.model.parameters())}
-    assert after.keys() == before.keys()
-    for name, value in before.items():
-        np.testing.assert_array_equal(after[name], value)
+    assert_equal(loaded.model.parameters(), before)
     assert all(problem.place.startswith(str(folder)) for problem in error.value.problems)
     return [problem.what for problem in error.value.problems]
 

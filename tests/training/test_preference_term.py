@@ -3,7 +3,7 @@
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
+from mlx.utils import tree_map
 
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.config_terms import TERMS
@@ -13,6 +13,7 @@ from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.world import World
+from tests.arrays import as_numpy, assert_close, assert_equal
 from tests.tiny import make_rows, move_adapter, tiny_model
 
 LOSSES = [name for name in TERMS if name not in ("embedding", "kl")]
@@ -31,10 +32,6 @@ def made(loss, *, tokens=100_000, noise=0.0, candidates=None, count=8, **setting
     return model, PreferenceTerm(model, rows, scorer, reference, objective, tokens)
 
 
-def flat(contribution):
-    return {name: np.array(value) for name, value in tree_flatten(contribution.gradients)}
-
-
 @pytest.mark.parametrize("loss", ["sigmoid + 0.3 sft", "aot", "aot_unpaired + ipo", "listwise"])
 def test_how_a_batch_is_cut_does_not_change_its_gradient(loss):
     _, whole = made(loss, noise=0.3)
@@ -44,9 +41,7 @@ def test_how_a_batch_is_cut_does_not_change_its_gradient(loss):
     assert len(cut._micro_batches(range(8))) > 2
     assert found.loss == pytest.approx(expected.loss, rel=1e-5)
     np.testing.assert_allclose(sorted(found.logps), sorted(expected.logps), atol=1e-4)
-    right = flat(found)
-    for name, value in flat(expected).items():
-        np.testing.assert_allclose(right[name], value, atol=1e-4 * np.abs(value).max())
+    assert_close(found.gradients, expected.gradients, share=1e-4)
 
 
 def test_sorting_inside_micro_batches_would_be_another_loss():
@@ -93,14 +88,13 @@ def test_without_a_reference_nothing_is_expected_and_none_is_computed():
 @pytest.mark.parametrize("loss", ["sigmoid", "aot + sft"])
 def test_measuring_gives_the_loss_without_training(loss):
     model, term = made(loss, tokens=64, noise=0.3)
-    before = {name: np.array(value) for name, value in adapter_weights(model).items()}
+    before = as_numpy(adapter_weights(model))
     found = term.measure()
     contribution = term.contribution(range(8), World(), 0)
     assert found["eval/loss"] == pytest.approx(contribution.loss, rel=1e-5)
     rewards = np.array(contribution.rewards)
     assert found["eval/accuracies"] == pytest.approx((rewards[:, 0] > rewards[:, 1]).mean())
-    for name, value in adapter_weights(model).items():
-        np.testing.assert_array_equal(np.array(value), before[name])
+    assert_equal(adapter_weights(model), before)
 
 
 def test_processes_share_a_batch():
@@ -109,9 +103,8 @@ def test_processes_share_a_batch():
     parts = [term.contribution(range(7), World(rank, 2), 0) for rank in (0, 1)]
     assert sum(part.loss for part in parts) == pytest.approx(whole.loss, rel=1e-5)
     assert [len(part.rewards) for part in parts] == [4, 3]
-    left, right = map(flat, parts)
-    for name, value in flat(whole).items():
-        np.testing.assert_allclose(left[name] + right[name], value, atol=1e-4 * np.abs(value).max())
+    total = tree_map(mx.add, *(part.gradients for part in parts))
+    assert_close(total, whole.gradients, share=1e-4)
 
 
 def test_a_process_may_have_nothing_to_do():

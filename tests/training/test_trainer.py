@@ -5,7 +5,6 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 import pytest
-from mlx.utils import tree_flatten
 
 from sempa_mlx.config import EvalConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.errors import RunError
@@ -16,6 +15,7 @@ from sempa_mlx.training.events import Evaluated, Score, StepDone, StepSkipped
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.trainer import Trainer, count_parameters, micro_batch_tokens
+from tests.arrays import as_numpy, assert_close, assert_equal
 from tests.tiny import make_rows, move_adapter, tiny_model
 
 BETA = 0.5
@@ -80,20 +80,10 @@ def evaluations_of(events):
     return [event for event in events if isinstance(event, Evaluated)]
 
 
-def as_numpy(weights):
-    return {name: np.array(value) for name, value in weights.items()}
-
-
-def assert_equal_weights(left, right):
-    assert left.keys() == right.keys()
-    for name, value in left.items():
-        np.testing.assert_array_equal(value, right[name], err_msg=name)
-
-
 def base_weights(model):
     return {
-        name: np.array(value)
-        for name, value in tree_flatten(model.parameters())
+        name: value
+        for name, value in as_numpy(model.parameters()).items()
         if not name.endswith(("lora_a", "lora_b"))
     }
 
@@ -136,10 +126,7 @@ def test_micro_batches_add_up_to_the_whole_batch():
         assert left.metrics["grad_norm"] == pytest.approx(right.metrics["grad_norm"], rel=1e-4)
     assert len(calls) > 3 * 2, "the small budget must split the batch"
     assert len(set(calls)) > 1, "groups of different sizes are the hard case"
-    for name, value in adapter_weights(whole_model).items():
-        np.testing.assert_allclose(
-            np.array(adapter_weights(small_model)[name]), np.array(value), atol=1e-5
-        )
+    assert_close(adapter_weights(small_model), adapter_weights(whole_model), atol=1e-5)
 
 
 class CountingScorer:
@@ -180,7 +167,7 @@ def test_updates_equal_adamw_written_out():
     second = {name: np.zeros_like(value) for name, value in weights.items()}
     for step in (1, 2, 3):
         _, tree = gradient(ROWS)
-        grads = as_numpy(dict(tree_flatten(tree)))
+        grads = as_numpy(tree)
         norm = math.sqrt(sum(float((grad**2).sum()) for grad in grads.values()))
         assert norm > clip
         for name, value in weights.items():
@@ -192,9 +179,9 @@ def test_updates_equal_adamw_written_out():
             weights[name] = value * (1 - rate * decay) - rate * mean / (spread + 1e-8)
         oracle.load_weights([(name, mx.array(value)) for name, value in weights.items()], False)
     run(trainer)
-    for name, value in adapter_weights(model).items():
-        np.testing.assert_allclose(np.array(value), weights[name], atol=2e-4, err_msg=name)
-        assert np.abs(weights[name]).max() > 0.015, "the tolerance must be far below the update"
+    assert_close(adapter_weights(model), weights, atol=2e-4)
+    for value in weights.values():
+        assert np.abs(value).max() > 0.015, "the tolerance must be far below the update"
 
 
 class Descent:
@@ -310,8 +297,8 @@ def test_a_step_that_is_not_finite_is_skipped(kind):
     assert isinstance(skipped, StepSkipped)
     assert skipped.step == 2
     assert sorted(skipped.rows) == list(range(8))
-    assert_equal_weights(as_numpy(adapter_weights(model)), before)
-    assert_equal_weights(as_numpy(trainer.optimizer_state()), moments)
+    assert_equal(adapter_weights(model), before)
+    assert_equal(trainer.optimizer_state(), moments)
     scorer.poison = ""
     assert isinstance(next(events), StepDone)
     assert not np.array_equal(
@@ -341,7 +328,7 @@ def test_a_reference_that_is_not_the_base_is_refused():
     with pytest.raises(RunError, match=r"the first loss is .* must give 0\.6931 and 0") as caught:
         run(trainer)
     assert caught.value.state == "nothing was trained"
-    assert_equal_weights(as_numpy(adapter_weights(model)), before)
+    assert_equal(adapter_weights(model), before)
 
 
 def test_a_reference_is_checked_at_the_first_step_that_is_finite():
@@ -373,8 +360,8 @@ def test_the_best_step_is_kept_with_its_weights():
         (4, 65.0, 2),
     ]
     assert [event.weights is not None for event in found] == [True, False, True, False, False]
-    assert_equal_weights(as_numpy(found[0].weights), seen[0])
-    assert_equal_weights(as_numpy(found[2].weights), seen[2])
+    assert_equal(found[0].weights, seen[0])
+    assert_equal(found[2].weights, seen[2])
 
 
 def test_the_base_wins_when_no_step_is_better():
@@ -415,7 +402,7 @@ def test_the_base_is_bit_for_bit_what_it_was():
     before = base_weights(model)
     scales = [layer.scale for layer in model.modules() if hasattr(layer, "lora_a")]
     run(trainer)
-    assert_equal_weights(base_weights(model), before)
+    assert_equal(base_weights(model), before)
     assert [layer.scale for layer in model.modules() if hasattr(layer, "lora_a")] == scales
     assert not model.training
 
@@ -434,7 +421,7 @@ def test_a_run_can_be_repeated_and_the_seed_decides():
         return all(np.array_equal(left[name], right[name]) for name in left)
 
     first = trained(seed=1)
-    assert_equal_weights(trained(seed=1, draws=5), first)
+    assert_equal(trained(seed=1, draws=5), first)
     assert not equal(trained(seed=2), first)
     assert not equal(trained(seed=1, weight_decay=0.5), first)
 
