@@ -80,6 +80,12 @@ def trained_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
     return _with_slopes(partial(_block_kl, model), hidden, base)
 
 
+def token_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
+    """Return what `trained_kl` does, without a gradient; exactly 0 where the states are equal."""
+    blocks = _in_blocks(lambda own, others: [_block_kl(model, own, others)], hidden, base)
+    return blocks[0]
+
+
 def _with_slopes(
     function: Callable[[mx.array, mx.array], mx.array], hidden: mx.array, others: mx.array
 ) -> mx.array:
@@ -109,11 +115,15 @@ def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
 
 
 def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
-    logits, reference = head_logits(model, hidden), head_logits(model, base)
-    reference = reference - mx.logsumexp(reference, axis=-1, keepdims=True)
+    logps = _log_softmax(head_logits(model, hidden))
+    reference = _log_softmax(head_logits(model, base))
     # Tokens that both forbid, by -inf, must count for nothing instead of NaN.
-    gaps = mx.where(mx.isinf(reference), 0.0, reference - logits)
-    return (mx.exp(reference) * gaps).sum(axis=1) + mx.logsumexp(logits, axis=-1)
+    gaps = mx.where(mx.isinf(reference), 0.0, reference - logps)
+    return (mx.exp(reference) * gaps).sum(axis=1)
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _in_blocks(
