@@ -12,7 +12,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import EmbeddingTemplate, clean_sentence
-from sempa_mlx.errors import ModelError
+from sempa_mlx.errors import DataError, ModelError, Problem
 from sempa_mlx.model.forward import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
@@ -175,6 +175,37 @@ def tokenize_preferences(
             fitting.append((row, record))
     rows, kept = (tuple(each) for each in zip(*fitting, strict=True)) if fitting else ((), ())
     return TokenizedPreferences(rows, kept, num_too_long=len(records) - len(fitting))
+
+
+def tokenize_continuations(
+    pairs: Sequence[tuple[str, Sequence[str]]], tokenizer: TokenizerWrapper
+) -> list[TokenRow]:
+    """Tokenise prompts and the continuations whose likelihood is asked for.
+
+    Each continuation is encoded together with its prompt and cut where the prompt alone ends;
+    blanks at the end of a prompt count for the continuation. This is what lm-evaluation-harness
+    does (`_encode_pair`), but for names of control tokens, which stay text here.
+
+    Args:
+        pairs: (prompt, continuations) with any number of continuations; no prompt is blank.
+        tokenizer: the model's.
+
+    Raises:
+        DataError: a continuation adds no token to its prompt.
+    """
+    prompts = [prompt.rstrip() for prompt, _ in pairs]
+    wholes = [prompt + text for prompt, continuations in pairs for text in continuations]
+    contexts = _encode(tokenizer, prompts, as_text=True, special=True) if pairs else []
+    encoded = iter(_encode(tokenizer, wholes, as_text=True, special=True) if wholes else [])
+    rows = []
+    for context, (prompt, continuations) in zip(contexts, pairs, strict=True):
+        completions = tuple(tuple(next(encoded)[len(context) :]) for _ in continuations)
+        for text, completion in zip(continuations, completions, strict=True):
+            if not completion:
+                what = "the continuation adds no token to its prompt"
+                raise DataError(Problem(what, evidence=f"...{prompt[-40:]!r} + {text[:40]!r}"))
+        rows.append(TokenRow(tuple(context), completions))
+    return rows
 
 
 def tokenize_texts(
