@@ -14,7 +14,9 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from sempa_mlx.config import LoraConfig
 from sempa_mlx.model.load import LoadedModel, Location
+from sempa_mlx.model.lora import adapter_weights, attach
 
 VOCABULARY = 128
 WINDOW = 6  # of the Gemma 3 model: shorter than nearly every row
@@ -166,6 +168,15 @@ def write_tiny_folder(path, kind="llama", seed=0, **changes):
     mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "mlx"})
     loaded.tokenizer._tokenizer.save_pretrained(path)
     return loaded.model
+
+
+def put_adapter(model, size=0.05):
+    """Put an adapter on a model that changes what it says."""
+    attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
+    for name, value in adapter_weights(model).items():
+        if name.endswith("lora_b"):
+            model.load_weights([(name, mx.full(value.shape, size))], strict=False)
+    model.eval()
 
 
 def control_pattern():

@@ -42,12 +42,12 @@ FILES = {
 
 @dataclass(frozen=True, slots=True)
 class ChoiceQuestion:
-    """A prompt and what may continue it; `section` groups questions with the same examples."""
+    """A prompt and what may continue it; the prompts of a `section` begin alike."""
 
     prompt: str
     choices: tuple[str, ...]
     is_true: tuple[bool, ...]
-    section: str = ""
+    section: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,7 +126,7 @@ def _hellaswag(root: Path, limit: int | None, faults: Faults) -> Iterator[Choice
             prompt = row.text("ctx")
         truths = tuple(index == truth for index in range(len(endings)))
         choices = tuple(clean_hellaswag(ending) for ending in endings)
-        questions.append(ChoiceQuestion(clean_hellaswag(prompt), choices, truths))
+        questions.append(ChoiceQuestion(clean_hellaswag(prompt), choices, truths, "hellaswag"))
     yield ChoiceTask("hellaswag", 0, ("acc", "acc_norm"), tuple(questions[:limit]), note)
 
 
@@ -136,7 +136,9 @@ def _truthfulqa(root: Path, limit: int | None, faults: Faults) -> Iterator[Choic
         prompt = truthfulqa_prompt(row.text("question"))
         for kind, found in questions.items():
             labels = row.labels(f"{kind}_targets")
-            found.append(ChoiceQuestion(prompt, tuple(labels), tuple(labels.values())))
+            found.append(
+                ChoiceQuestion(prompt, tuple(labels), tuple(labels.values()), "truthfulqa")
+            )
     yield ChoiceTask("truthfulqa_mc1", 0, ("acc",), tuple(questions["mc1"][:limit]))
     yield ChoiceTask("truthfulqa_mc2", 0, ("true_mass",), tuple(questions["mc2"][:limit]))
 

@@ -193,19 +193,18 @@ def tokenize_continuations(
     Raises:
         DataError: a continuation adds no token to its prompt.
     """
-    prompts = [prompt.rstrip() for prompt, _ in pairs]
-    wholes = [prompt + text for prompt, continuations in pairs for text in continuations]
-    contexts = _encode(tokenizer, prompts, as_text=True, special=True) if pairs else []
-    encoded = iter(_encode(tokenizer, wholes, as_text=True, special=True) if wholes else [])
-    rows = []
-    for context, (prompt, continuations) in zip(contexts, pairs, strict=True):
-        completions = tuple(tuple(next(encoded)[len(context) :]) for _ in continuations)
-        for text, completion in zip(continuations, completions, strict=True):
-            if not completion:
-                what = "the continuation adds no token to its prompt"
-                raise DataError(Problem(what, evidence=f"...{prompt[-40:]!r} + {text[:40]!r}"))
-        rows.append(TokenRow(tuple(context), completions))
-    return rows
+    return [_continued(prompt, continuations, tokenizer) for prompt, continuations in pairs]
+
+
+def _continued(prompt: str, continuations: Sequence[str], tokenizer: TokenizerWrapper) -> TokenRow:
+    texts = [prompt.rstrip(), *(prompt + continuation for continuation in continuations)]
+    context, *wholes = _encode(tokenizer, texts, as_text=True, special=True)
+    completions = tuple(tuple(whole[len(context) :]) for whole in wholes)
+    if not all(completions):
+        empty = continuations[completions.index(())]
+        evidence = f"...{prompt[-40:]!r} + {empty[:40]!r}"
+        raise DataError(Problem("the continuation adds no token to its prompt", evidence=evidence))
+    return TokenRow(tuple(context), completions)
 
 
 def tokenize_texts(

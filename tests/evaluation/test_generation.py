@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from scipy.special import log_softmax
 
-from sempa_mlx.config import LoraConfig
 from sempa_mlx.evaluation.generation import WINDOW, text_drift, text_perplexity
-from sempa_mlx.model.lora import adapter_weights, attach, dialled
-from tests.tiny import MISFITS, SHARING, VOCABULARY, tiny_model
+from sempa_mlx.model.lora import dialled
+from tests.tiny import MISFITS, SHARING, VOCABULARY, put_adapter, tiny_model
 
 TOKENS = [int(token) for token in np.random.default_rng(0).integers(1, VOCABULARY, 43)]
 
@@ -107,11 +106,7 @@ def test_one_window_has_no_standard_error():
 def adapted(kind="llama"):
     """A model whose adapter changes what it says."""
     model = tiny_model(kind)
-    attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
-    for name, value in adapter_weights(model).items():
-        if name.endswith("lora_b"):
-            model.load_weights([(name, mx.full(value.shape, 0.05))], strict=False)
-    model.eval()
+    put_adapter(model)
     return model
 
 

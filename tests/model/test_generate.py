@@ -5,10 +5,9 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sempa_mlx.config import LoraConfig
 from sempa_mlx.model.generate import continue_greedily
-from sempa_mlx.model.lora import adapter_weights, attach, dialled
-from tests.tiny import CONFIGS, END, START, tiny_loaded
+from sempa_mlx.model.lora import dialled
+from tests.tiny import CONFIGS, END, START, put_adapter, tiny_loaded
 
 TEXTS = (
     "A cat sleeps on the warm stone.",
@@ -122,11 +121,7 @@ def test_the_model_speaks_as_it_is_dialled():
     loaded = tiny_loaded()
     prompts = encoded(loaded)
     base = continue_greedily(loaded, prompts, max_tokens=TOKENS)
-    attach(loaded.model, LoraConfig(rank=4, alpha=8.0), seed=1)
-    for name, value in adapter_weights(loaded.model).items():
-        if name.endswith("lora_b"):
-            loaded.model.load_weights([(name, mx.full(value.shape, 0.5))], strict=False)
-    loaded.model.eval()
+    put_adapter(loaded.model, 0.5)
     with dialled(loaded.model, 0.0):
         assert continue_greedily(loaded, prompts, max_tokens=TOKENS) == base
     assert continue_greedily(loaded, prompts, max_tokens=TOKENS) != base
