@@ -177,6 +177,11 @@ def tokenize_preferences(
     return TokenizedPreferences(rows, kept, num_too_long=len(records) - len(fitting))
 
 
+def tokenize_prompts(prompts: Sequence[str], tokenizer: TokenizerWrapper) -> list[list[int]]:
+    """Tokenise prompts as they are, with the tokenizer's own beginning of a sequence."""
+    return _encode(tokenizer, prompts, as_text=True, special=True) if prompts else []
+
+
 def tokenize_continuations(
     pairs: Sequence[tuple[str, Sequence[str]]], tokenizer: TokenizerWrapper
 ) -> list[TokenRow]:

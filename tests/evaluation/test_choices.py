@@ -24,9 +24,15 @@ TASKS = ("hellaswag", "truthfulqa", "mmlu")
 
 @pytest.fixture(scope="module")
 def questions(tmp_path_factory):
-    """Of three tasks: two to five choices, solved examples, prompts that ask twice."""
+    """Of three tasks: two to four choices, solved examples, prompts that ask twice."""
     folder = write_lm_files(tmp_path_factory.mktemp("lm"))
-    return [question for task in load_lm_tasks(folder, TASKS) for question in task.questions]
+    return [question for task in load_lm_tasks(folder, TASKS, 2) for question in task.questions]
+
+
+@pytest.fixture(scope="module")
+def expected(questions):
+    """Of the Llama model."""
+    return [naive(loaded_of("llama"), question) for question in questions]
 
 
 def naive(loaded, question):
@@ -43,21 +49,20 @@ def naive(loaded, question):
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 700, 100_000])
-def test_likelihoods_are_those_of_whole_sequences(questions, batch_tokens):
+def test_likelihoods_are_those_of_whole_sequences(questions, expected, batch_tokens):
     loaded = loaded_of("llama")
     scoring = ChoiceScoring(loaded, questions, batch_tokens=batch_tokens)
     assert scoring.path == "shared"
     done = []
     found = scoring.log_likelihoods(done.append)
     assert sum(done) == scoring.num_prompts == len({q.prompt for q in questions}) < len(questions)
-    for question, scores in zip(questions, found, strict=True):
-        assert scores.shape == (len(question.choices),)
-        np.testing.assert_allclose(scores, naive(loaded, question), rtol=1e-5, atol=1e-3)
+    for scores, whole in zip(found, expected, strict=True):
+        np.testing.assert_allclose(scores, whole, rtol=1e-5, atol=1e-3)
 
 
 @pytest.mark.parametrize("kind", [*SHARING, *MISFITS])
 def test_shared_prompts_change_no_choice(questions, kind):
-    loaded = loaded_of(kind)
+    loaded, questions = loaded_of(kind), [*questions[:3], *questions[-3:]]
     auto = ChoiceScoring(loaded, questions)
     plain = ChoiceScoring(loaded, questions, scoring="plain")
     assert (auto.path, plain.path) == ("shared" if kind in SHARING else "plain", "plain")
@@ -72,7 +77,7 @@ def test_shared_prompts_change_no_choice(questions, kind):
 def test_a_question_scores_alone_as_it_does_among_others(questions):
     loaded = loaded_of("llama")
     together = ChoiceScoring(loaded, questions).log_likelihoods()
-    for index in (0, 8, 14, -1):
+    for index in (1, 2, -1):
         (alone,) = ChoiceScoring(loaded, [questions[index]]).log_likelihoods()
         np.testing.assert_allclose(alone, together[index], rtol=1e-5, atol=1e-3)
 
@@ -109,10 +114,10 @@ def test_nothing_to_score():
 
 
 def test_the_dial_counts_when_scores_are_taken(questions):
-    base = ChoiceScoring(tiny_loaded(), questions[:4]).log_likelihoods()
+    base = ChoiceScoring(tiny_loaded(), questions[:2]).log_likelihoods()
     loaded = tiny_loaded()
     put_adapter(loaded.model)
-    scoring = ChoiceScoring(loaded, questions[:4])
+    scoring = ChoiceScoring(loaded, questions[:2])
     with dialled(loaded.model, 0.0):
         np.testing.assert_array_equal(scoring.log_likelihoods(), base)
     assert np.abs(np.array(scoring.log_likelihoods()) - base).max() > 0.1
