@@ -1,4 +1,4 @@
-"""`sempa-mlx eval sts` and `sempa-mlx eval generation`: systems side by side."""
+"""`sempa-mlx eval`: systems side by side; `eval sts`."""
 
 import json
 import math
@@ -11,8 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from sempa_mlx.commands.embed import DEFAULT_MODEL
 from sempa_mlx.console import Console
-from sempa_mlx.data.readers import read_lines
-from sempa_mlx.errors import DataError, Problem, UsageError
+from sempa_mlx.errors import UsageError
 from sempa_mlx.files import write_text
 
 if TYPE_CHECKING:
@@ -89,7 +88,7 @@ def run_eval_sts(  # noqa: PLR0913 - the command's own parts
         )
     pairs = {task.name: len(task.pairs) for task in tasks}
     _report_sts(console, results, pairs, protocol)
-    _finish(console, {"protocol": protocol, "pairs": pairs, "results": results}, out)
+    finish(console, {"protocol": protocol, "pairs": pairs, "results": results}, out)
     best = max((row["average"] or -math.inf) for row in results)
     if fail_under is not None and best < fail_under:
         console.warn(f"the best average, {best:.2f}, is under {fail_under:g}")
@@ -119,34 +118,8 @@ def _cell(value: float | None) -> str:
     return "undefined" if value is None else f"{value:.2f}"
 
 
-def run_eval_generation(
-    console: Console, systems: Systems, text: Path, *, max_tokens: int | None, out: Path | None
-) -> None:
-    """Print the perplexity of a text under the base and each adapter along the dial."""
-    from sempa_mlx.evaluation.generation import WINDOW, text_perplexity
-    from sempa_mlx.model.lora import dialled
-
-    content = "\n".join(line.text for line in read_lines(text))
-    if not content.strip():
-        raise DataError(Problem("the file is empty", str(text)), state="nothing was measured")
-    results: list[dict[str, Any]] = []
-    for name, encoder in systems.encoders(console):
-        loaded, scale = encoder.loaded, encoder.settings.adapter_scale
-        tokens = loaded.tokenizer.encode(content, verbose=False)[:max_tokens]
-        with (
-            dialled(loaded.model, scale),
-            console.progress(name, len(tokens), "tokens") as advance,
-        ):
-            found = text_perplexity(loaded.model, tokens, on_progress=advance)
-        system = name.rsplit(" ", 1)[0]  # a generator has no embedding method
-        results.append({"system": system, "window": WINDOW, "text": str(text), **asdict(found)})
-    rows = [[row["system"], f"{row['perplexity']:.2f}", f"{row['num_scored']}"] for row in results]
-    title = f"perplexity of {text.name}, windows of {WINDOW} tokens"
-    console.table(title, ["system", "perplexity", "tokens scored"], rows)
-    _finish(console, {"results": results}, out)
-
-
-def _finish(console: Console, document: dict[str, Any], out: Path | None) -> None:
+def finish(console: Console, document: dict[str, Any], out: Path | None) -> None:
+    """Add where it was measured; write the results to `out` if given, print them in JSON mode."""
     from sempa_mlx.runtime import machine, package_versions
 
     document |= {"machine": asdict(machine()), "versions": package_versions()}

@@ -128,6 +128,18 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield line
 
 
+def read_text(path: Path) -> str:
+    """Return a whole text, its line ends as line feeds.
+
+    Raises:
+        DataError: as `read_lines`, or there is nothing but blanks.
+    """
+    text = "\n".join(line.text for line in read_lines(path))
+    if not text.strip():
+        raise DataError(Problem("the file is empty", str(path)), state="nothing was started")
+    return text
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):

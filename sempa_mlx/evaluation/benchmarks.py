@@ -4,8 +4,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sempa_mlx.data.lm_tasks import ChoiceTask, LmTask, WorkedTask
-from sempa_mlx.evaluation.choices import BATCH_TOKENS, METRICS, ChoiceScoring
-from sempa_mlx.evaluation.estimates import Estimate, mean_estimate, pooled_estimate
+from sempa_mlx.evaluation.choices import METRICS, ChoiceScoring
+from sempa_mlx.evaluation.likelihood import BATCH_TOKENS
+from sempa_mlx.evaluation.means import Mean, plain_mean, pooled_mean
 from sempa_mlx.evaluation.worked import MAX_TOKENS, READINGS, STOPS, same_number
 from sempa_mlx.model.generate import continue_greedily
 from sempa_mlx.model.load import LoadedModel
@@ -21,7 +22,7 @@ class Figure:
     task: str
     metric: str
     shots: int
-    estimate: Estimate
+    mean: Mean
 
 
 class Benchmarks:
@@ -52,7 +53,7 @@ class Benchmarks:
     @property
     def num_cut(self) -> int:
         """How many prompts lost their beginning because the model takes no more tokens."""
-        return self._scoring.num_cut
+        return self._scoring.rows.num_cut
 
     def figures(self, on_progress: Progress | None = None) -> list[Figure]:
         """Measure the model as it is dialled now; one figure a metric, in the order of the tasks.
@@ -74,7 +75,7 @@ class Benchmarks:
                 values = self._worked(task, on_progress)
                 sections = [""] * len(task.questions)
             found += [
-                Figure(task.name, name, task.shots, _estimate(each, sections))
+                Figure(task.name, name, task.shots, _mean(each, sections))
                 for name, each in values.items()
             ]
         return found
@@ -96,11 +97,11 @@ class Benchmarks:
         }
 
 
-def _estimate(values: Sequence[float], sections: Sequence[str]) -> Estimate:
-    """Estimate a mean; the sections of a task, such as MMLU's subjects, are fixed, not a sample."""
+def _mean(values: Sequence[float], sections: Sequence[str]) -> Mean:
+    """Mean a mean; the sections of a task, such as MMLU's subjects, are fixed, not a sample."""
     if len({*sections}) < 2:
-        return mean_estimate(values)
+        return plain_mean(values)
     parts: dict[str, list[float]] = {}
     for value, section in zip(values, sections, strict=True):
         parts.setdefault(section, []).append(value)
-    return pooled_estimate(list(parts.values()))
+    return pooled_mean(list(parts.values()))

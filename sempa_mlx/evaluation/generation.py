@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.evaluation.estimates import Estimate, ratio_estimate
+from sempa_mlx.evaluation.means import Mean, clustered_mean
 from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.head import target_logps, token_kl
 from sempa_mlx.model.lora import dialled
@@ -38,7 +38,7 @@ class Drift:
 
     scale: float
     perplexity: Perplexity
-    kl: Estimate
+    kl: Mean
 
 
 @dataclass(slots=True)
@@ -123,7 +123,7 @@ def text_drift(
         Drift(
             scale,
             _perplexity(found[scale].nats, counts, len(tokens)),
-            ratio_estimate(found[scale].kl, counts),
+            clustered_mean(found[scale].kl, counts),
         )
         for scale in scales
     ]
@@ -164,6 +164,6 @@ def _per_window(values: mx.array, batch: Windows) -> list[float]:
 
 
 def _perplexity(nats: Sequence[float], counts: Sequence[int], num_tokens: int) -> Perplexity:
-    mean = ratio_estimate(nats, counts)
+    mean = clustered_mean(nats, counts)
     perplexity = math.exp(mean.value)
     return Perplexity(perplexity, perplexity * mean.standard_error, num_tokens, mean.count)

@@ -64,6 +64,19 @@ def target_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
     return blocks[0]
 
 
+def judged_targets(
+    model: nn.Module, hidden: mx.array, targets: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return `target_logps` and whether each target is the likeliest token: (n,) float32, bool."""
+
+    def judge(states: mx.array, ids: mx.array) -> list[mx.array]:
+        logits = head_logits(model, states)
+        return [_picked_logps(logits, ids), mx.argmax(logits, axis=-1) == ids]
+
+    logps, is_greedy = _in_blocks(judge, hidden, targets)
+    return logps, is_greedy
+
+
 def trained_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
     """Return what `target_logps` does; its gradient to `hidden` needs no memory for logits."""
     return _with_slopes(partial(_block_logps, model), hidden, targets)
@@ -109,7 +122,10 @@ def _with_slopes(
 
 
 def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
-    logits = head_logits(model, hidden)
+    return _picked_logps(head_logits(model, hidden), targets)
+
+
+def _picked_logps(logits: mx.array, targets: mx.array) -> mx.array:
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return picked - mx.logsumexp(logits, axis=-1)
 

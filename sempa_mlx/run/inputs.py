@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.preferences import PreferenceReport, read_preferences
-from sempa_mlx.data.readers import read_lines
+from sempa_mlx.data.readers import read_text
 from sempa_mlx.data.records import PreferenceRecord, StsTask
 from sempa_mlx.data.sources import Source, dev_source, training_source
 from sempa_mlx.data.sts_sets import load_dev_pairs
-from sempa_mlx.errors import ConfigError, DataError, Problem
+from sempa_mlx.errors import ConfigError, Problem
 from sempa_mlx.run.trackers import check_tracker
 
 
@@ -62,12 +62,5 @@ def read_run_data(config: SempaConfig) -> RunData:
             candidates=config.candidates,
         ).records
     if "kl" in config.objective.terms and config.objective.kl_text is not None:
-        found.kl_text = _read_text(Path(config.objective.kl_text))
+        found.kl_text = read_text(Path(config.objective.kl_text))
     return found
-
-
-def _read_text(path: Path) -> str:
-    text = "\n".join(line.text for line in read_lines(path))
-    if not text.strip():
-        raise DataError(Problem("the file is empty", str(path)), state="nothing was started")
-    return text

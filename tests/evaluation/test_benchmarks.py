@@ -27,7 +27,7 @@ def measured(tasks):
 
 
 def test_every_metric_of_every_task_has_a_figure(measured):
-    assert {key: (figure.shots, figure.estimate.count) for key, figure in measured.items()} == {
+    assert {key: (figure.shots, figure.mean.count) for key, figure in measured.items()} == {
         ("hellaswag", "acc"): (0, 3),
         ("hellaswag", "acc_norm"): (0, 3),
         ("truthfulqa_mc1", "acc"): (0, 3),
@@ -36,7 +36,7 @@ def test_every_metric_of_every_task_has_a_figure(measured):
     }
     assert next(iter(measured)) == ("hellaswag", "acc")
     for figure in measured.values():
-        assert 0 <= figure.estimate.value <= 1
+        assert 0 <= figure.mean.value <= 1
 
 
 def test_figures_are_means_over_questions_with_their_errors(tasks, measured):
@@ -72,15 +72,15 @@ def test_worked_answers_are_generated_and_read(tmp_path, monkeypatch):
     assert asked == [(3, 256, ("Q:", "</s>", "<|im_end|>"))]
     assert sum(done) == benchmarks.num_prompts == 3
     assert (strict.task, strict.metric, strict.shots) == ("gsm8k", "strict", 8)
-    assert (strict.estimate.value, flexible.estimate.value) == pytest.approx((1 / 3, 2 / 3))
+    assert (strict.mean.value, flexible.mean.value) == pytest.approx((1 / 3, 2 / 3))
 
 
 def test_the_model_generates_its_worked_answers(tmp_path, monkeypatch):
     monkeypatch.setattr("sempa_mlx.evaluation.benchmarks.MAX_TOKENS", 3)
     tasks = load_lm_tasks(write_lm_files(tmp_path), ["gsm8k"], 2)
     found = Benchmarks(loaded_of("llama"), tasks).figures()
-    assert [figure.estimate.count for figure in found] == [2, 2]
-    assert [figure.estimate.value for figure in found] == [0.0, 0.0]
+    assert [figure.mean.count for figure in found] == [2, 2]
+    assert [figure.mean.value for figure in found] == [0.0, 0.0]
 
 
 def test_one_preparation_serves_every_scale(tasks):

@@ -52,7 +52,7 @@ def naive(loaded, question):
 def test_likelihoods_are_those_of_whole_sequences(questions, expected, batch_tokens):
     loaded = loaded_of("llama")
     scoring = ChoiceScoring(loaded, questions, batch_tokens=batch_tokens)
-    assert scoring.path == "shared"
+    assert scoring.rows.path == "shared"
     done = []
     found = scoring.log_likelihoods(done.append)
     assert sum(done) == scoring.num_prompts == len({q.prompt for q in questions}) < len(questions)
@@ -65,7 +65,7 @@ def test_shared_prompts_change_no_choice(questions, kind):
     loaded, questions = loaded_of(kind), [*questions[:3], *questions[-3:]]
     auto = ChoiceScoring(loaded, questions)
     plain = ChoiceScoring(loaded, questions, scoring="plain")
-    assert (auto.path, plain.path) == ("shared" if kind in SHARING else "plain", "plain")
+    assert (auto.rows.path, plain.rows.path) == ("shared" if kind in SHARING else "plain", "plain")
     for question, ours, theirs in zip(
         questions, auto.log_likelihoods(), plain.log_likelihoods(), strict=True
     ):
@@ -95,7 +95,7 @@ def test_a_prompt_longer_than_the_model_takes_is_cut_from_the_left():
     question = ChoiceQuestion(text, ("sleeps on the stone", "runs"), (True, False), "")
     short = ChoiceQuestion("A cat", ("sleeps", "runs"), (True, False), "")
     scoring = ChoiceScoring(loaded, [question, short])
-    assert scoring.num_cut == 1
+    assert scoring.rows.num_cut == 1
     encode = loaded.tokenizer._tokenizer.encode
     prompt = encode(text)
     completions = [encode(f"{text} {choice}")[len(prompt) :] for choice in question.choices]

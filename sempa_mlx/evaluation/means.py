@@ -8,7 +8,7 @@ import numpy as np
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class Mean:
     """A mean over `count` items and its standard error; NaN where either is undefined."""
 
     value: float
@@ -16,8 +16,8 @@ class Estimate:
     count: int
 
 
-def mean_estimate(values: Sequence[float]) -> Estimate:
-    """Estimate a mean: sample standard deviation over the square root of n, as lm-eval does.
+def plain_mean(values: Sequence[float]) -> Mean:
+    """Take a mean, with the sample standard deviation over the square root of n, as lm-eval does.
 
     The error of fewer than two values is undefined.
     """
@@ -25,11 +25,11 @@ def mean_estimate(values: Sequence[float]) -> Estimate:
     array = np.asarray(values, dtype=np.float64)
     value = float(array.mean()) if count else math.nan
     error = float(array.std(ddof=1)) / math.sqrt(count) if count > 1 else math.nan
-    return Estimate(value, error, count)
+    return Mean(value, error, count)
 
 
-def pooled_estimate(parts: Sequence[Sequence[float]]) -> Estimate:
-    """Estimate the mean over all values of fixed parts, such as the subjects of MMLU.
+def pooled_mean(parts: Sequence[Sequence[float]]) -> Mean:
+    """Take the mean over all values of fixed parts, such as the subjects of MMLU.
 
     Only the spread inside the parts is chance: their deviations are pooled, as lm-eval does for a
     group of tasks. A part of one value has no deviation to offer; parts of nothing else leave the
@@ -41,11 +41,11 @@ def pooled_estimate(parts: Sequence[Sequence[float]]) -> Estimate:
     freedom = count - len(arrays)
     squares = sum(float(((array - array.mean()) ** 2).sum()) for array in arrays)
     error = math.sqrt(squares / freedom / count) if freedom else math.nan
-    return Estimate(value, error, count)
+    return Mean(value, error, count)
 
 
-def ratio_estimate(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
-    """Estimate the mean of items that come in clusters, such as the tokens of windows of a text.
+def clustered_mean(sums: Sequence[float], counts: Sequence[int]) -> Mean:
+    """Take the mean of items that come in clusters, such as the tokens of windows of a text.
 
     Items of a cluster are alike, so that the clusters count as the sample: the error is that of a
     ratio estimator, sqrt(k / (k - 1) * sum_i (sum_i - mean * count_i)^2) / n, undefined for fewer
@@ -59,6 +59,6 @@ def ratio_estimate(sums: Sequence[float], counts: Sequence[int]) -> Estimate:
     totals, sizes = np.asarray(sums, dtype=np.float64), np.asarray(counts, dtype=np.float64)
     value = float(totals.sum()) / items if items else math.nan
     if clusters < 2:
-        return Estimate(value, math.nan, items)
+        return Mean(value, math.nan, items)
     squares = float(((totals - value * sizes) ** 2).sum())
-    return Estimate(value, math.sqrt(clusters / (clusters - 1) * squares) / items, items)
+    return Mean(value, math.sqrt(clusters / (clusters - 1) * squares) / items, items)
