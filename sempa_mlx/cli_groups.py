@@ -89,6 +89,41 @@ def eval_generation(
     run_eval_generation(console, generators, request, out=out)
 
 
+@eval_app.command(
+    "frontier",
+    epilog="Example:  sempa-mlx eval frontier --adapter-path adapters --text wiki.txt --plot f.svg",
+)
+def eval_frontier(
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to predict.")],
+    adapter_path: Annotated[
+        Path, typer.Option("--adapter-path", help="Run folder with an adapter.")
+    ] = Path("adapters"),
+    model: ModelOption = None,
+    adapter_scale: Annotated[
+        list[float] | None,
+        typer.Option("--adapter-scale", help="May be repeated. [default: 8 scales, 0 to 1.25]"),
+    ] = None,
+    data: Annotated[
+        str, typer.Option("--data", help="`stsb` (dev), `demo`, or a file of scored pairs.")
+    ] = "stsb",
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", min=2, help="So many, spread over the file. [all]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=2, help="First n tokens of the text.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it into this SVG file.")] = None,
+    out: OutOption = None,
+) -> None:
+    """Show what an adapter's scale buys in STS and costs in perplexity, without training again."""
+    from sempa_mlx.commands.evaluate_frontier import FrontierRequest, run_eval_frontier
+
+    request = FrontierRequest(
+        adapter_path, text, model, tuple(adapter_scale or ()), data, pairs, max_tokens
+    )
+    run_eval_frontier(console, request, plot=plot, out=out)
+
+
 @data_app.command("check", epilog="Example:  sempa-mlx data check pairs.jsonl")
 def data_check(file: Annotated[Path, typer.Argument(help="Preference file.")]) -> None:
     """Count the rows of a preference file and list every fault."""

@@ -7,8 +7,13 @@ import pytest
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.data.lm_tasks import load_lm_tasks
+from sempa_mlx.data.records import StsTask
+from sempa_mlx.data.sources import dev_source
+from sempa_mlx.data.sts_sets import load_dev_pairs
+from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.evaluation.benchmarks import Benchmarks
 from sempa_mlx.evaluation.generation import text_drift
+from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.model.load import load_model
 from sempa_mlx.model.lora import adapter_weights, dialled, load_adapter, save_adapter
 from tests.command import done, files_below, refused
@@ -159,3 +164,63 @@ def test_without_the_harness_its_tasks_name_the_extra(space, here, monkeypatch):
     outcome = refused(2, *generation(space, "--harness", "hellaswag"))
     assert "needs the package lm_eval" in outcome.err
     assert "pip install 'sempa-mlx[lm-eval]'" in outcome.err
+
+
+# frontier
+
+
+def frontier(space, *options):
+    arguments = ["eval", "frontier", "--adapter-path", space / "run", "--data", "demo"]
+    return [*arguments, "--pairs", "20", "--text", space / "text.txt", *options]
+
+
+def test_the_frontier_has_a_row_a_scale(space, here, adapted):
+    document = done(
+        *["--json", *frontier(space, "--adapter-scale", "1", "--adapter-scale", "0.5")],
+        *["--out", "results.json", "--plot", "plots/frontier.svg"],
+    ).document
+    rows = document["results"]
+    assert [row["adapter_scale"] for row in rows] == [0, 0.5, 1], "the base is always there"
+    assert (rows[0]["kl"], rows[0]["on_frontier"]) == (0, True)
+    tokens = adapted.tokenizer.encode((space / "text.txt").read_text().rstrip("\n"), verbose=False)
+    (drift,) = text_drift(adapted.model, tokens, [0.5])
+    assert rows[1]["kl"] == pytest.approx(drift.kl.value, rel=1e-3)
+    assert rows[1]["perplexity"] == pytest.approx(drift.perplexity.perplexity, rel=1e-5)
+    pairs = load_dev_pairs(dev_source("demo").path, 20)
+    encoder = Encoder(adapted).with_scale(0.5)
+    (score,) = evaluate_sts(encoder, [StsTask("dev", "dev", pairs)])
+    assert rows[1]["spearman"] == pytest.approx(score.spearman * 100)
+    assert document["pairs"] == {"source": "demo", "count": 20}
+    assert json.loads(Path("results.json").read_text()) == document
+    assert Path("plots/frontier.svg").read_text().count("<circle") == 3
+
+
+def test_people_get_a_table_of_the_frontier(space, here):
+    outcome = done(*frontier(space, "--max-tokens", "100"))
+    lines = [line for line in outcome.out.splitlines() if line]
+    assert lines[0] == "run: what its scale gains and costs"
+    assert lines[1].split() == [
+        *("scale", "Spearman", "gain", "perplexity", "x", "base", "KL", "to", "base", "frontier")
+    ]
+    assert [line.split()[0] for line in lines[3:11]] == [
+        *("0", "0.125", "0.25", "0.375", "0.5", "0.75", "1", "1.25")
+    ]
+    assert lines[3].split()[2] == "+0.00"
+    assert "20 pairs of demo" in outcome.out
+    assert files_below(here) == {}
+
+
+def test_an_undefined_spearman_is_said_to_be(space, here):
+    Path("pairs.tsv").write_text("3\tA cat\tA dog\n3\tTwo dogs\tA man\n")
+    arguments = [*frontier(space, "--adapter-scale", "1"), "--data", "pairs.tsv", "--pairs", "2"]
+    assert "undefined" in done(*arguments).out
+    rows = done("--json", *arguments).document["results"]
+    assert [(row["spearman"], row["on_frontier"]) for row in rows] == [(None, False)] * 2
+
+
+def test_a_frontier_needs_an_adapter_and_pairs(space, here):
+    assert (
+        "not an adapter folder"
+        in refused(1, "eval", "frontier", "--data", "demo", "--text", space / "text.txt").err
+    )
+    assert "no such file" in refused(3, *frontier(space, "--data", "nowhere.tsv")).err
