@@ -83,22 +83,83 @@ def eval_sts(
     )
 
 
-@eval_app.command("generation", epilog="Example:  sempa-mlx eval generation --text wiki.txt")
+@eval_app.command(
+    "generation",
+    epilog="Example:  sempa-mlx eval generation --text wiki.txt --tasks hellaswag --data lm",
+)
 def eval_generation(
-    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to predict.")],
+    text: Annotated[
+        Path | None, typer.Option("--text", help="UTF-8 text to predict: perplexity and KL.")
+    ] = None,
+    tasks: Annotated[
+        str | None,
+        typer.Option(
+            "--tasks", help="Of: perplexity, hellaswag, truthfulqa, mmlu, gsm8k; comma-separated."
+        ),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option("--data", help="Folder with the files of the tasks.")
+    ] = None,
+    harness: Annotated[
+        str | None,
+        typer.Option("--harness", help="Tasks for lm-evaluation-harness (extra lm-eval)."),
+    ] = None,
     model: ModelOption = None,
     adapter_path: AdaptersOption = None,
     adapter_scale: ScalesOption = None,
-    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Use the first n.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, help="First n questions of a task; of MMLU, of a subject."),
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=2, help="First n tokens of the text.")
+    ] = None,
     no_base: NoBaseOption = False,
     out: OutOption = None,
 ) -> None:
-    """Compare base and adapters as generators: perplexity of a text."""
-    from sempa_mlx.commands.evaluate import Systems, run_eval_generation
+    """Compare base and adapters as generators: perplexity, KL to the base, benchmarks."""
+    from sempa_mlx.commands.evaluate_generation import GenerationRequest, run_eval_generation
+    from sempa_mlx.commands.generators import Generators
 
-    methods = [] if no_base else ["prompteol"]
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
-    run_eval_generation(console, systems, text, max_tokens=max_tokens, out=out)
+    names, asked = (tuple(each.split(",")) if each else () for each in (tasks, harness))
+    request = GenerationRequest(names, text, data, limit, max_tokens, asked)
+    generators = Generators(model, adapter_path or [], adapter_scale or [1.0], not no_base)
+    run_eval_generation(console, generators, request, out=out)
+
+
+@eval_app.command(
+    "frontier",
+    epilog="Example:  sempa-mlx eval frontier --adapter-path adapters --text wiki.txt --plot f.svg",
+)
+def eval_frontier(
+    text: Annotated[Path, typer.Option("--text", help="UTF-8 text to predict.")],
+    adapter_path: Annotated[
+        Path, typer.Option("--adapter-path", help="Run folder with an adapter.")
+    ] = Path("adapters"),
+    model: ModelOption = None,
+    adapter_scale: Annotated[
+        list[float] | None,
+        typer.Option("--adapter-scale", help="May be repeated. [default: 8 scales, 0 to 1.25]"),
+    ] = None,
+    data: Annotated[
+        str, typer.Option("--data", help="`stsb` (dev), `demo`, or a file of scored pairs.")
+    ] = "stsb",
+    pairs: Annotated[
+        int | None, typer.Option("--pairs", min=2, help="So many, spread over the file. [all]")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option("--max-tokens", min=2, help="First n tokens of the text.")
+    ] = None,
+    plot: Annotated[Path | None, typer.Option("--plot", help="Draw it into this SVG file.")] = None,
+    out: OutOption = None,
+) -> None:
+    """Show what an adapter's scale buys in STS and costs in perplexity, without training again."""
+    from sempa_mlx.commands.evaluate_frontier import FrontierRequest, run_eval_frontier
+
+    request = FrontierRequest(
+        adapter_path, text, model, tuple(adapter_scale or ()), data, pairs, max_tokens
+    )
+    run_eval_frontier(console, request, plot=plot, out=out)
 
 
 @eval_app.command("geometry", epilog="Example:  sempa-mlx eval geometry --adapter-path adapters")

@@ -15,9 +15,10 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from sempa_mlx.config import LoraConfig
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.load import LoadedModel, Location
-from sempa_mlx.model.lora import adapter_weights
+from sempa_mlx.model.lora import adapter_weights, attach
 
 VOCABULARY = 128
 WINDOW = 6  # of the Gemma 3 model: shorter than nearly every row
@@ -195,6 +196,13 @@ def make_rows(count=8, candidates=2, *, seed=0, shortest=3):
         TokenRow((1, 2, 3, *tokens(2, 6)), tuple(tokens(shortest, 12) for _ in range(candidates)))
         for _ in range(count)
     ]
+
+
+def put_adapter(model, size=0.1):
+    """Put an adapter on a model that changes what it says."""
+    attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
+    move_adapter(model, size)
+    model.eval()
 
 
 def control_pattern():

@@ -1,4 +1,4 @@
-"""`sempa-mlx eval`: systems side by side; `eval generation`."""
+"""`sempa-mlx eval`: the systems that are compared, and what is written of them."""
 
 import json
 from collections.abc import Iterator, Sequence
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.commands.embed import DEFAULT_MODEL
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of, reads_final_states
 from sempa_mlx.console import Console
-from sempa_mlx.data.readers import read_text
 from sempa_mlx.errors import UsageError
 from sempa_mlx.files import write_text
 
@@ -64,31 +63,6 @@ class Systems:
         if not reads_final_states(encoder):
             console.say(f"{name}: {parameters_of(encoder)}")
         return name, encoder
-
-
-def run_eval_generation(
-    console: Console, systems: Systems, text: Path, *, max_tokens: int | None, out: Path | None
-) -> None:
-    """Print the perplexity of a text under the base and each adapter along the dial."""
-    from sempa_mlx.evaluation.generation import WINDOW, text_perplexity
-    from sempa_mlx.model.lora import dialled
-
-    content = read_text(text, state="nothing was measured")
-    results: list[dict[str, Any]] = []
-    for name, encoder in systems.encoders(console):
-        loaded, scale = encoder.loaded, encoder.settings.adapter_scale
-        tokens = loaded.tokenizer.encode(content, verbose=False)[:max_tokens]
-        with (
-            dialled(loaded.model, scale),
-            console.progress(name, len(tokens), "tokens") as advance,
-        ):
-            found = text_perplexity(loaded.model, tokens, on_progress=advance)
-        system = name.rsplit(" ", 1)[0]  # a generator has no embedding method
-        results.append({"system": system, "window": WINDOW, "text": str(text), **asdict(found)})
-    rows = [[row["system"], f"{row['perplexity']:.2f}", f"{row['num_scored']}"] for row in results]
-    title = f"perplexity of {text.name}, windows of {WINDOW} tokens"
-    console.table(title, ["system", "perplexity", "tokens scored"], rows)
-    finish(console, {"results": results}, out)
 
 
 def finish(console: Console, document: dict[str, Any], out: Path | None) -> None:

@@ -1,25 +1,52 @@
-"""Is the model still a generator? Perplexity of a text."""
+"""Is the model still a generator? Perplexity of a text, and how far predictions have moved."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.model.head import target_logps, text_model
+from sempa_mlx.evaluation.means import Mean, clustered_mean
+from sempa_mlx.model.forward import final_hidden
+from sempa_mlx.model.head import target_logps, token_kl
+from sempa_mlx.model.lora import dialled
 
 WINDOW = 512
+BATCH_TOKENS = 4096
+
+Windows = list[Sequence[int]]
 
 
 @dataclass(frozen=True, slots=True)
 class Perplexity:
-    """exp(mean negative log-likelihood) over `num_scored` tokens of `num_tokens`."""
+    """exp(mean negative log-likelihood) over `num_scored` tokens of `num_tokens`.
+
+    `standard_error` counts the windows as the sample, and goes through exp by the delta method.
+    """
 
     perplexity: float
+    standard_error: float
     num_tokens: int
     num_scored: int
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """The generator at one scale of its adapter: perplexity, and mean KL(base || model) in nats."""
+
+    scale: float
+    perplexity: Perplexity
+    kl: Mean
+
+
+@dataclass(slots=True)
+class _Sums:
+    """What has been added up, one number a window."""
+
+    nats: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
 
 
 def text_perplexity(
@@ -27,6 +54,7 @@ def text_perplexity(
     tokens: Sequence[int],
     *,
     window: int = WINDOW,
+    batch_tokens: int = BATCH_TOKENS,
     on_progress: Callable[[int], None] | None = None,
 ) -> Perplexity:
     """Measure perplexity over consecutive windows that do not overlap.
@@ -37,18 +65,105 @@ def text_perplexity(
     Args:
         model: evaluated as it is now, with its adapter as dialled.
         tokens: the whole text as token ids.
-        window: tokens in one forward pass, >= 2; a last window of one token is left out.
+        window: tokens a context may have, >= 2; a last window of one token is left out.
+        batch_tokens: bound of one forward pass, of one window at least; values do not depend on it.
         on_progress: called with the number of tokens done.
     """
-    total, scored = 0.0, 0
-    for start in range(0, len(tokens), window):
-        chunk = list(tokens[start : start + window])
-        if len(chunk) < 2:
-            break
-        hidden = text_model(model).model(mx.array([chunk[:-1]]))[0]
-        total -= float(np.array(target_logps(model, hidden, mx.array(chunk[1:])).sum()))
-        scored += len(chunk) - 1
+    nats: list[float] = []
+    counts: list[int] = []
+    for batch in _batches(tokens, window, batch_tokens):
+        hidden, targets = _predictions(model, batch)
+        nats += _per_window(-target_logps(model, hidden, targets), batch)
+        counts += _scored(batch)
         if on_progress:
-            on_progress(len(chunk))
-    perplexity = math.exp(total / scored) if scored else float("nan")
-    return Perplexity(perplexity, len(tokens), scored)
+            on_progress(sum(map(len, batch)))
+    return _perplexity(nats, counts, len(tokens))
+
+
+def text_drift(
+    model: nn.Module,
+    tokens: Sequence[int],
+    scales: Sequence[float],
+    *,
+    window: int = WINDOW,
+    batch_tokens: int = BATCH_TOKENS,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Drift]:
+    """Measure perplexity and mean KL(base || model) along the adapter's scale, on the same tokens.
+
+    The base is the model with its adapter at 0, run once for all scales. KL is taken over the whole
+    vocabulary wherever a token is scored, and is exactly 0 at scale 0. See `text_perplexity` for
+    the windows.
+
+    Args:
+        model: with an adapter or without; without one every scale is the base.
+        tokens: the whole text as token ids.
+        scales: one result each, in this order.
+        window: tokens a context may have, >= 2.
+        batch_tokens: bound of one forward pass.
+        on_progress: called with the number of tokens done at a scale.
+    """
+    found = {scale: _Sums() for scale in scales}
+    counts: list[int] = []
+    for batch in _batches(tokens, window, batch_tokens):
+        with dialled(model, 0.0):
+            base, targets = _predictions(model, batch)
+            mx.eval(base)
+        counts += _scored(batch)
+        for scale, sums in found.items():
+            hidden = base
+            if scale != 0:
+                with dialled(model, scale):
+                    hidden, _ = _predictions(model, batch)
+            sums.nats += _per_window(-target_logps(model, hidden, targets), batch)
+            sums.kl += _per_window(token_kl(model, hidden, base), batch)
+            if on_progress:
+                on_progress(sum(map(len, batch)))
+    return [
+        Drift(
+            scale,
+            _perplexity(found[scale].nats, counts, len(tokens)),
+            clustered_mean(found[scale].kl, counts),
+        )
+        for scale in scales
+    ]
+
+
+def _batches(tokens: Sequence[int], window: int, batch_tokens: int) -> Iterator[Windows]:
+    """Cut a text into windows, and yield as many at a time as one forward pass may hold."""
+    starts = range(0, len(tokens), window)
+    windows = [chunk for start in starts if len(chunk := tokens[start : start + window]) > 1]
+    a_pass = max(1, batch_tokens // window)
+    for first in range(0, len(windows), a_pass):
+        yield windows[first : first + a_pass]
+
+
+def _predictions(model: nn.Module, batch: Windows) -> tuple[mx.array, mx.array]:
+    """Return the (n, dim) states that predict a token, and the (n,) tokens; window after window."""
+    hidden = final_hidden(model, [chunk[:-1] for chunk in batch])
+    length = hidden.shape[1]
+    picks = [
+        index * length + place
+        for index, count in enumerate(_scored(batch))
+        for place in range(count)
+    ]
+    targets = [token for chunk in batch for token in chunk[1:]]
+    return hidden.reshape(-1, hidden.shape[-1])[mx.array(picks)], mx.array(targets)
+
+
+def _scored(batch: Windows) -> list[int]:
+    """Count the tokens of each window that are predicted."""
+    return [len(chunk) - 1 for chunk in batch]
+
+
+def _per_window(values: mx.array, batch: Windows) -> list[float]:
+    """Add up the values of each window's tokens, in double precision."""
+    ends = np.cumsum(_scored(batch))[:-1]
+    parts = np.split(np.array(values, dtype=np.float64), ends)
+    return [float(part.sum()) for part in parts]
+
+
+def _perplexity(nats: Sequence[float], counts: Sequence[int], num_tokens: int) -> Perplexity:
+    mean = clustered_mean(nats, counts)
+    perplexity = math.exp(mean.value)
+    return Perplexity(perplexity, perplexity * mean.standard_error, num_tokens, mean.count)

@@ -69,6 +69,19 @@ def target_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
     return blocks[0]
 
 
+def judged_targets(
+    model: nn.Module, hidden: mx.array, targets: mx.array
+) -> tuple[mx.array, mx.array]:
+    """Return `target_logps` and whether each target is the likeliest token: (n,) float32, bool."""
+
+    def judge(states: mx.array, ids: mx.array) -> list[mx.array]:
+        logits = head_logits(model, states)
+        return [_picked_logps(logits, ids), mx.argmax(logits, axis=-1) == ids]
+
+    logps, is_greedy = _in_blocks(judge, hidden, targets)
+    return logps, is_greedy
+
+
 def trained_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
     """Return what `target_logps` does; its gradient to `hidden` needs no memory for logits."""
     return _with_slopes(partial(_block_logps, model), hidden, targets)
@@ -83,6 +96,12 @@ def trained_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
         base: (n, dim) states of the untouched model at the same places; no gradient.
     """
     return _with_slopes(partial(_block_kl, model), hidden, base)
+
+
+def token_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
+    """Return what `trained_kl` does, without a gradient; exactly 0 where the states are equal."""
+    blocks = _in_blocks(lambda own, others: [_block_kl(model, own, others)], hidden, base)
+    return blocks[0]
 
 
 def _with_slopes(
@@ -108,17 +127,24 @@ def _with_slopes(
 
 
 def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:
-    logits = head_logits(model, hidden)
+    return _picked_logps(head_logits(model, hidden), targets)
+
+
+def _picked_logps(logits: mx.array, targets: mx.array) -> mx.array:
     picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
     return picked - mx.logsumexp(logits, axis=-1)
 
 
 def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
-    logits, reference = head_logits(model, hidden), head_logits(model, base)
-    reference = reference - mx.logsumexp(reference, axis=-1, keepdims=True)
+    logps = _log_softmax(head_logits(model, hidden))
+    reference = _log_softmax(head_logits(model, base))
     # Tokens that both forbid, by -inf, must count for nothing instead of NaN.
-    gaps = mx.where(mx.isinf(reference), 0.0, reference - logits)
-    return (mx.exp(reference) * gaps).sum(axis=1) + mx.logsumexp(logits, axis=-1)
+    gaps = mx.where(mx.isinf(reference), 0.0, reference - logps)
+    return (mx.exp(reference) * gaps).sum(axis=1)
+
+
+def _log_softmax(logits: mx.array) -> mx.array:
+    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
 
 
 def _in_blocks(

@@ -13,7 +13,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import EmbeddingTemplate, clean_sentence
-from sempa_mlx.errors import ModelError
+from sempa_mlx.errors import DataError, ModelError, Problem
 from sempa_mlx.model.completions import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
@@ -177,6 +177,41 @@ def tokenize_preferences(
             fitting.append((row, record))
     rows, kept = (tuple(each) for each in zip(*fitting, strict=True)) if fitting else ((), ())
     return TokenizedPreferences(rows, kept, num_too_long=len(records) - len(fitting))
+
+
+def tokenize_prompts(prompts: Sequence[str], tokenizer: TokenizerWrapper) -> list[list[int]]:
+    """Tokenise prompts as they are, with the tokenizer's own beginning of a sequence."""
+    return _encode(tokenizer, prompts, as_text=True, special=True) if prompts else []
+
+
+def tokenize_continuations(
+    pairs: Sequence[tuple[str, Sequence[str]]], tokenizer: TokenizerWrapper
+) -> list[TokenRow]:
+    """Tokenise prompts and the continuations whose likelihood is asked for.
+
+    Each continuation is encoded together with its prompt and cut where the prompt alone ends;
+    blanks at the end of a prompt count for the continuation. This is what lm-evaluation-harness
+    does (`_encode_pair`), but for names of control tokens, which stay text here.
+
+    Args:
+        pairs: (prompt, continuations) with any number of continuations; no prompt is blank.
+        tokenizer: the model's.
+
+    Raises:
+        DataError: a continuation adds no token to its prompt.
+    """
+    return [_continued(prompt, continuations, tokenizer) for prompt, continuations in pairs]
+
+
+def _continued(prompt: str, continuations: Sequence[str], tokenizer: TokenizerWrapper) -> TokenRow:
+    texts = [prompt.rstrip(), *(prompt + continuation for continuation in continuations)]
+    context, *wholes = _encode(tokenizer, texts, as_text=True, special=True)
+    completions = tuple(tuple(whole[len(context) :]) for whole in wholes)
+    if not all(completions):
+        empty = continuations[completions.index(())]
+        evidence = f"...{prompt[-40:]!r} + {empty[:40]!r}"
+        raise DataError(Problem("the continuation adds no token to its prompt", evidence=evidence))
+    return TokenRow(tuple(context), completions)
 
 
 def tokenize_texts(

@@ -6,7 +6,13 @@ from hypothesis import strategies as st
 
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import PROMPTEOL, RAW, clean_sentence
-from sempa_mlx.model.prompts import ChatRenderer, tokenize_preferences, tokenize_texts
+from sempa_mlx.errors import DataError
+from sempa_mlx.model.prompts import (
+    ChatRenderer,
+    tokenize_continuations,
+    tokenize_preferences,
+    tokenize_texts,
+)
 from tests.tiny import (
     CHATML,
     CONTROL_TOKENS,
@@ -321,3 +327,49 @@ def test_cut_texts_keep_their_places():
     assert found.rows[0] == as_text(PROMPTEOL.render("a"))
     assert found.rows[2] == as_text(PROMPTEOL.render("b"))
     assert len(found.rows[1]) <= FRAME + 5
+
+
+# Continuations
+
+
+def test_a_continuation_is_encoded_with_its_prompt_and_cut_where_the_prompt_ends():
+    pairs = [("A cat", [" sleeps", " runs on the grass"]), ("Two", [" dogs"])]
+    rows = tokenize_continuations(pairs, tokenizer)
+    assert [len(row.completions) for row in rows] == [2, 1]
+    for row, (prompt, continuations) in zip(rows, pairs, strict=True):
+        assert row.prompt == as_text(prompt)
+        for completion, text in zip(row.completions, continuations, strict=True):
+            assert row.prompt + completion == as_text(prompt + text)
+
+
+def test_blanks_at_the_end_of_a_prompt_belong_to_the_continuation():
+    (spaced,) = tokenize_continuations([("A cat ", ["sleeps"])], tokenizer)
+    (plain,) = tokenize_continuations([("A cat", [" sleeps"])], tokenizer)
+    assert spaced == plain
+    (lines,) = tokenize_continuations([("A cat:\n\n", ["sleeps"])], tokenizer)
+    assert lines.prompt == as_text("A cat:")
+    assert tokenizer.decode(lines.completions[0]) == "\n\nsleeps"
+
+
+def test_a_token_that_runs_over_the_end_of_the_prompt_is_cut_by_count():
+    """The harness keeps the prompt's own tokens, and as many fewer of the whole."""
+    prompt, text = "The child", "ren don't"
+    (row,) = tokenize_continuations([(prompt, [text])], tokenizer)
+    whole = as_text(prompt + text)
+    assert whole[: len(row.prompt)] != row.prompt, "the tokens must differ for this to test"
+    assert row.prompt == as_text(prompt)
+    assert row.completions == (whole[len(row.prompt) :],)
+
+
+def test_names_of_control_tokens_stay_text_in_continuations():
+    (row,) = tokenize_continuations([(f"A {START}", [f" {END}", " cat"])], tokenizer)
+    assert not CONTROL_IDS & {*row.prompt, *row.completions[0]}
+
+
+def test_a_continuation_without_tokens_is_an_error():
+    with pytest.raises(DataError, match="adds no token"):
+        tokenize_continuations([("A cat", [" sleeps", ""])], tokenizer)
+
+
+def test_no_continuations():
+    assert tokenize_continuations([], tokenizer) == []

@@ -1,0 +1,65 @@
+"""Which generators are compared: a base, and adapters along their scale."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sempa_mlx.commands.embed import DEFAULT_MODEL
+from sempa_mlx.console import Console
+from sempa_mlx.errors import UsageError
+
+if TYPE_CHECKING:
+    from sempa_mlx.model.load import LoadedModel
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedSystems:
+    """A model in memory, and what is measured on it: (name, scale of its adapter)."""
+
+    loaded: "LoadedModel"
+    systems: tuple[tuple[str, float], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Generators:
+    """A base and adapters under several scales, one set of weights at a time."""
+
+    model: str | None
+    adapters: Sequence[Path]
+    scales: Sequence[float]
+    with_base: bool = True
+
+    def load(self, console: Console) -> Iterator[LoadedSystems]:
+        """Yield what is compared, the base first.
+
+        The base is the first adapter's model with the adapter at 0, which is the base bit for bit.
+
+        Raises:
+            UsageError: there is nothing to measure.
+            ModelError: base or adapter cannot be loaded, or do not belong together.
+        """
+        from sempa_mlx.model.load import load_model
+        from sempa_mlx.model.lora import load_adapter, read_adapter_config
+
+        if not (self.with_base or self.adapters):
+            raise UsageError("nothing to measure: --no-base needs an --adapter-path")
+        recorded = [str(read_adapter_config(folder)["model"]) for folder in self.adapters]
+        base = self.model or (recorded[0] if recorded else DEFAULT_MODEL)
+        systems = [("base", 0.0)] if self.with_base else []
+        if not self.adapters:
+            with console.working(f"loading {base}"):
+                loaded = load_model(base)
+            yield LoadedSystems(loaded, tuple(systems))
+        for folder in self.adapters:
+            with console.working(f"loading {folder}"):
+                loaded = load_model(base)
+                load_adapter(loaded, folder)
+            systems += [(_name(folder, scale), scale) for scale in self.scales]
+            yield LoadedSystems(loaded, tuple(systems))
+            systems = []
+            del loaded
+
+
+def _name(folder: Path, scale: float) -> str:
+    return folder.name if scale == 1 else f"{folder.name} x{scale:g}"
