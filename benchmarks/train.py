@@ -9,6 +9,9 @@ Every rung keeps the ideas of those before it:
   reference    the reference's log-probabilities known beforehand, as in every epoch but the first
   bucketing    rows of like length together
 
+On a CPU mlx computes everything but matrix products on one core, so the share of the matmul rate is
+that of one core with OPENBLAS_NUM_THREADS=1, and two processes under `mlx.launch` use both.
+
 All rungs run the same pairs, `--rows` of them in one forward pass, alternately; medians count. The
 loss is that of DPO. Needed operations are those of shared tokens without padding, four for a weight
 of a matrix (forward, and backward to the inputs: frozen weights need no gradient), and as many for
@@ -35,7 +38,8 @@ from mlx.utils import tree_map
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.data.preferences import read_preferences
 from sempa_mlx.data.sources import training_source
-from sempa_mlx.model.forward import TokenRow, pad_right
+from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.forward import pad_right
 from sempa_mlx.model.load import load_model
 from sempa_mlx.model.lora import attach, dialled
 from sempa_mlx.model.prompts import tokenize_preferences
@@ -101,7 +105,6 @@ def run(rung: Rung, model: nn.Module, rows: Sequence[TokenRow], per_pass: int) -
     passes = [rows[start : start + per_pass] for start in range(0, len(rows), per_pass)]
     known = [references(rung, model, members) for members in passes if rung.knows_reference]
     total = None
-    mx.clear_cache()
     mx.reset_peak_memory()
     start = time.perf_counter()
     for index, members in enumerate(passes):

@@ -8,12 +8,14 @@ import typer
 from sempa_mlx.cli_options import (
     AdaptersOption,
     LayerOption,
+    MethodsOption,
     ModelOption,
     NoBaseOption,
     OutOption,
     PostFitOption,
     PostOption,
     ScalesOption,
+    SentencesOption,
     TunedOption,
     console,
 )
@@ -28,12 +30,19 @@ def eval_sts(
     model: ModelOption = None,
     adapter_path: AdaptersOption = None,
     adapter_scale: ScalesOption = None,
-    method: Annotated[
-        list[str] | None, typer.Option("--method", help="Methods of the base.")
-    ] = None,
-    data: Annotated[str, typer.Option("--data", help="Folder with STS sets, or `hub`.")] = "hub",
+    method: MethodsOption = None,
+    data: Annotated[
+        str,
+        typer.Option("--data", help="`hub`, a folder of STS sets, or a file of scored pairs."),
+    ] = "hub",
     tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
-    protocol: Annotated[Literal["senteval", "mteb"], typer.Option("--protocol")] = "senteval",
+    protocol: Annotated[
+        Literal["senteval", "mteb"] | None,
+        typer.Option("--protocol", help="How the sets are read. [default: senteval]"),
+    ] = None,
+    details: Annotated[
+        bool, typer.Option("--details", help="Print intervals, subsets, and paired tests as well.")
+    ] = False,
     adapter_method: Annotated[
         list[str] | None,
         typer.Option("--adapter-method", help="Methods of the adapters. [their own]"),
@@ -54,8 +63,9 @@ def eval_sts(
         float | None, typer.Option("--fail-under", help="Exit 1 if the best average is lower.")
     ] = None,
 ) -> None:
-    """Compare base and adapters on the seven STS tasks (Spearman x 100)."""
-    from sempa_mlx.commands.evaluate import Systems, run_eval_sts
+    """Compare base and adapters on the seven STS tasks, or on your own pairs (Spearman x 100)."""
+    from sempa_mlx.commands.evaluate import Systems
+    from sempa_mlx.commands.evaluate_sts import run_eval_sts
     from sempa_mlx.commands.tune import tune_first
     from sempa_mlx.commands.vectors import VectorOptions
 
@@ -68,7 +78,9 @@ def eval_sts(
     if tune:
         systems = tune_first(console, systems, data, tune_pairs)
     names = tuple(tasks.split(",")) if tasks else None
-    run_eval_sts(console, systems, data, names, protocol, out=out, fail_under=fail_under)
+    run_eval_sts(
+        *(console, systems, data, names, protocol), details=details, out=out, fail_under=fail_under
+    )
 
 
 @eval_app.command("generation", epilog="Example:  sempa-mlx eval generation --text wiki.txt")
@@ -87,6 +99,49 @@ def eval_generation(
     methods = [] if no_base else ["prompteol"]
     systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
     run_eval_generation(console, systems, text, max_tokens=max_tokens, out=out)
+
+
+@eval_app.command("geometry", epilog="Example:  sempa-mlx eval geometry --adapter-path adapters")
+def eval_geometry(
+    model: ModelOption = None,
+    adapter_path: AdaptersOption = None,
+    adapter_scale: ScalesOption = None,
+    method: MethodsOption = None,
+    data: SentencesOption = "hub",
+    positives_from: Annotated[
+        float, typer.Option("--positives-from", help="Pairs scored so high are positives.")
+    ] = 4.0,
+    no_base: NoBaseOption = False,
+    out: OutOption = None,
+) -> None:
+    """Compare how base and adapters fill the space: alignment, uniformity, isotropy."""
+    from sempa_mlx.commands.evaluate import Systems
+    from sempa_mlx.commands.evaluate_geometry import run_eval_geometry
+
+    methods = [] if no_base else method or ["prompteol"]
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
+    run_eval_geometry(console, systems, data, positives_from=positives_from, out=out)
+
+
+@eval_app.command("tokens", epilog="Example:  sempa-mlx eval tokens --adapter-path adapters")
+def eval_tokens(
+    model: ModelOption = None,
+    adapter_path: AdaptersOption = None,
+    adapter_scale: ScalesOption = None,
+    method: MethodsOption = None,
+    data: SentencesOption = "hub",
+    top: Annotated[int, typer.Option("--top", min=1, help="K of Hit@K.")] = 10,
+    show: Annotated[int, typer.Option("--show", min=0, help="Sentences to show.")] = 10,
+    no_base: NoBaseOption = False,
+    out: OutOption = None,
+) -> None:
+    """Compare the words that embeddings of base and adapters lie closest to."""
+    from sempa_mlx.commands.evaluate import Systems
+    from sempa_mlx.commands.evaluate_tokens import run_eval_tokens
+
+    methods = [] if no_base else method or ["prompteol"]
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
+    run_eval_tokens(console, systems, data, top=top, show=show, out=out)
 
 
 @data_app.command("check", epilog="Example:  sempa-mlx data check pairs.jsonl")

@@ -37,6 +37,18 @@ PostFitOption = Annotated[
     Path | None,
     typer.Option("--post-fit", help="Unlabelled texts to fit --post to. [anchors of NLI]"),
 ]
+MethodsOption = Annotated[
+    list[str] | None,
+    typer.Option("--method", help="Method of the base; may be repeated. [default: prompteol]"),
+]
+SentencesOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        help="`hub` or a folder of STS sets (STS-B test is used), a file of scored pairs "
+        "(.tsv, .csv, .jsonl), or a text of one sentence a line.",
+    ),
+]
 NoBaseOption = Annotated[bool, typer.Option("--no-base", help="Measure the adapters only.")]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

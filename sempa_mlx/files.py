@@ -10,6 +10,13 @@ from pathlib import Path
 from sempa_mlx.errors import ResourceError, UsageError
 
 
+def cache_folder() -> Path:
+    """Return the folder beside the Hub's cache for what is kept between runs; HF_HOME moves it."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE).parent / "sempa-mlx"
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there when the block ends well.

@@ -56,6 +56,11 @@ def resolve_dtype(name: str) -> mx.Dtype:
     return DTYPES[name]
 
 
+def dtype_name(dtype: mx.Dtype) -> str:
+    """Return the name of an mlx dtype as settings write it, such as `float32`."""
+    return str(dtype).removeprefix("mlx.core.")
+
+
 def peak_memory_gb() -> float:
     """Return the largest memory that arrays took so far, in GB, without freed buffers."""
     return float(mx.get_peak_memory()) / GB

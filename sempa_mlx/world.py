@@ -8,6 +8,7 @@ import mlx.core as mx
 import numpy as np
 from mlx.utils import tree_map
 
+SEEDS = 1 << 64
 SEEDS_A_PROCESS = 1 << 10
 Item = TypeVar("Item")
 
@@ -31,8 +32,11 @@ class World:
         return list(items[self.rank :: self.size])
 
     def seed(self, common: int, place: int) -> int:
-        """Return a seed of this process alone for the `place`-th thing it draws under a seed."""
-        return common + self.rank * SEEDS_A_PROCESS + place
+        """Return a seed of this process alone for the `place`-th thing it draws under a seed.
+
+        It fits the 64 bits that mlx takes, however large the common one is.
+        """
+        return (common + self.rank * SEEDS_A_PROCESS + place) % SEEDS
 
     def total(self, tree: Any) -> Any:  # noqa: ANN401 - any tree of arrays
         """Add arrays over all processes; every process must call this in the same order."""

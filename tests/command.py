@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from sempa_mlx.cli import main
+from tests.tiny import write_tiny_folder
 
 SENTENCES = (
     "A cat sleeps on the warm stone.",
@@ -96,8 +97,19 @@ def write_pairs(path, count=12):
     return path
 
 
-def training(folder, *, model=None, data=None, dev=None):
-    """Arguments that train a tiny model in a second, on files of `folder` where none are named."""
+def write_inputs(folder, **changes):
+    """Write what a run reads: a tiny model with `changes`, its training rows and dev pairs."""
+    write_tiny_folder(folder / "base", **changes)
+    write_triplets(folder / "pairs.jsonl")
+    write_pairs(folder / "dev.tsv")
+    return folder
+
+
+def training(folder, *sets, model=None, data=None, dev=None):
+    """Arguments that train a tiny model in a second, on files of `folder` where none are named.
+
+    `sets` are further settings `section.key=value`.
+    """
     options = {
         "--model": model or folder / "base",
         "--data": data or folder / "pairs.jsonl",
@@ -105,9 +117,19 @@ def training(folder, *, model=None, data=None, dev=None):
         "--iters": 3,
         "--batch-size": 4,
     }
-    sets = [f"eval.data={dev or folder / 'dev.tsv'}", "eval.every=1", "train.warmup=0"]
+    fixed = (f"eval.data={dev or folder / 'dev.tsv'}", "eval.every=1", "train.warmup=0")
     named = [word for option in options.items() for word in option]
-    return ["train", *named, *(word for text in sets for word in ("--set", text))]
+    return ["train", *named, *(word for text in (*fixed, *sets) for word in ("--set", text))]
+
+
+def metrics_of(folder):
+    """The lines of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def results_of(folder):
+    """What a run's results.json says."""
+    return json.loads((folder / "results.json").read_text())
 
 
 def files_below(folder):

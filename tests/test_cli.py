@@ -27,8 +27,8 @@ from tests.command import (
     refused,
     run,
     training,
+    write_inputs,
     write_pairs,
-    write_triplets,
 )
 from tests.tiny import write_tiny_folder
 
@@ -44,12 +44,9 @@ FAULTY_ROWS = (
 @pytest.fixture(scope="module")
 def space(tmp_path_factory):
     """Models, data and a finished run; tests write elsewhere."""
-    folder = tmp_path_factory.mktemp("space")
-    write_tiny_folder(folder / "base")
+    folder = write_inputs(tmp_path_factory.mktemp("space"))
     write_tiny_folder(folder / "other", seed=5)
     write_tiny_folder(folder / "wider", hidden_size=64)
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
     write_pairs(folder / "sts" / "STSB" / "test.tsv", 9)
     for part in ("a", "b"):
         write_pairs(folder / "sts" / "STS12" / f"{part}.tsv", 7)
@@ -370,7 +367,7 @@ def test_the_doctor_looks_at_the_machine(monkeypatch, rate, is_well):
 
 def test_settings_that_are_wrong_are_told_all_at_once(space, here):
     Path("sempa.yaml").write_text("train:\n  itres: 3\n  seed: many\nmodle:\n  name: a\n")
-    outcome = refused(2, *training(space), "-c", "sempa.yaml", "--set", "lora.rank=0")
+    outcome = refused(2, *training(space, "lora.rank=0"), "-c", "sempa.yaml")
     assert [line.split(": ")[1] for line in outcome.errors] == [
         "sempa.yaml:2",
         "sempa.yaml:3",
@@ -423,7 +420,7 @@ def test_files_that_are_not_there_are_named(space, here):
     assert "no such file" in refused(2, "train", "-c", "nowhere.yaml").err
     assert "no such file" in refused(3, "data", "check", "nowhere.jsonl").err
     assert "no such file" in refused(3, "embed", "nowhere.txt", "--model", space / "base").err
-    assert "no such folder" in refused(3, "eval", "sts", "--data", "nowhere").err
+    assert "no such file or folder" in refused(3, "eval", "sts", "--data", "nowhere").err
     assert "no such file" in refused(3, "eval", "generation", "--text", "nowhere.txt").err
     assert files_below(here) == {}
 

@@ -13,7 +13,8 @@ from sempa_mlx.data.preferences import read_preferences
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.data.records import StsTask
 from sempa_mlx.data.sources import dev_source, training_source
-from sempa_mlx.data.sts_sets import load_dev_pairs, read_sts_file
+from sempa_mlx.data.sts_files import read_sts_file
+from sempa_mlx.data.sts_sets import load_dev_pairs
 
 FIELDS = ("anchor", "entailment", "neutral", "contradiction")
 

@@ -1,6 +1,5 @@
 """Two local processes under mlx.launch do what one does."""
 
-import json
 import subprocess
 import sys
 from pathlib import Path
@@ -9,19 +8,14 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from tests.command import done, training, write_pairs, write_triplets
-from tests.tiny import write_tiny_folder
+from tests.command import done, metrics_of, training, write_inputs
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base", num_hidden_layers=1)
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
 
 
 def launched(*arguments):
@@ -39,15 +33,14 @@ def launched(*arguments):
 
 
 def steps_of(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if "loss" in line]
+    return [line for line in metrics_of(folder) if "loss" in line]
 
 
 @pytest.mark.parametrize("loss", ["sigmoid", "0.5 sigmoid + embedding + 0.1 kl"])
 def test_training_follows_the_curve_of_one_process(loss, inputs, tmp_path):
     """Batches of 5 of 12 rows: the processes get unequal shares, and the last batch has two."""
-    sets = ["--set", f"objective.loss={loss}", "--set", "train.epochs=2", "--iters", 6]
-    command = [*training(inputs), *sets, "--batch-size", 5]
+    sets = (f"objective.loss={loss}", "train.epochs=2")
+    command = [*training(inputs, *sets), "--iters", 6, "--batch-size", 5]
     done(*command, "--adapter-path", tmp_path / "one")
     launched(*command, "--adapter-path", tmp_path / "two")
     one, two = steps_of(tmp_path / "one"), steps_of(tmp_path / "two")

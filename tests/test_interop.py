@@ -11,7 +11,7 @@ from sempa_mlx.config import LoraConfig
 from sempa_mlx.model.load import load_model
 from sempa_mlx.model.lora import adapter_weights, attach, save_adapter
 from tests.command import done
-from tests.tiny import write_tiny_folder
+from tests.tiny import move_adapter, write_tiny_folder
 
 pytestmark = pytest.mark.interop
 PROMPT = "A cat sleeps"
@@ -35,10 +35,7 @@ def folder(tmp_path_factory):
 def adapted(folder, size):
     loaded = load_model(str(folder / "base"))
     attach(loaded.model, LORA, seed=1)
-    for index, (name, value) in enumerate(adapter_weights(loaded.model).items()):
-        if name.endswith("lora_b"):
-            noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
-            loaded.model.load_weights([(name, noise)], strict=False)
+    move_adapter(loaded.model, size)
     loaded.model.eval()
     return loaded
 

@@ -1,6 +1,5 @@
 """A run that was stopped goes on as if it had not been: to the bit, from every step."""
 
-import json
 import os
 import shlex
 import shutil
@@ -14,11 +13,20 @@ import numpy as np
 import pytest
 
 from sempa_mlx.config_resolve import load_config
+from sempa_mlx.errors import UsageError
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume
-from tests.command import done, files_below, refused, training, write_pairs, write_triplets
-from tests.tiny import write_tiny_folder
+from tests.command import (
+    done,
+    files_below,
+    metrics_of,
+    refused,
+    results_of,
+    training,
+    write_inputs,
+    write_triplets,
+)
 
 STEPS = 6
 TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}
@@ -36,11 +44,7 @@ SETTINGS = (
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base", num_hidden_layers=1)
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
 
 
 def prepared(inputs, folder, more=EVERY_STEP):
@@ -62,14 +66,14 @@ def whole(inputs, tmp_path_factory):
     return folder
 
 
-def metrics(folder):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [{name: line[name] for name in line if name not in TIMED} for line in lines]
+def untimed(folder):
+    """The metrics of a run without those that differ from run to run."""
+    return [{name: line[name] for name in line if name not in TIMED} for line in metrics_of(folder)]
 
 
 def assert_same(left, right):
     """Equal adapters, encoder settings, metrics and last checkpoints."""
-    assert metrics(left) == metrics(right)
+    assert untimed(left) == untimed(right)
     for name in ("adapters.safetensors", "encoder.json"):
         assert (left / name).read_bytes() == (right / name).read_bytes(), name
     last = f"checkpoints/step-{STEPS:06d}"
@@ -82,7 +86,7 @@ def assert_same(left, right):
             np.testing.assert_array_equal(np.array(found[tensor]), np.array(value))
 
 
-@pytest.mark.parametrize("step", range(1, STEPS + 1))
+@pytest.mark.parametrize("step", range(STEPS + 1))
 def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
     run = prepared(inputs, tmp_path / "run")
     list(run.events(lambda: run.progress.step == step))
@@ -93,7 +97,7 @@ def test_it_goes_on_to_the_bit_from_every_step(step, whole, inputs, tmp_path):
     assert again.progress.step == step
     list(again.events())
     assert_same(tmp_path / "run", whole)
-    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    results = results_of(tmp_path / "run")
     assert results["steps"] == STEPS
     assert results["dev_scores"].keys() == {"0", "2", "4", "6"}
 
@@ -168,15 +172,14 @@ def test_a_longer_run_may_follow(whole, inputs, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     outcome = done("train", "--resume", "--adapter-path", tmp_path / "run", "--iters", STEPS + 2)
     assert f"going on after step {STEPS}" in outcome.err
-    assert metrics(tmp_path / "run")[-2]["step"] == STEPS + 2
+    assert metrics_of(tmp_path / "run")[-2]["step"] == STEPS + 2
 
 
 @pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM])
 def test_a_killed_process_can_be_continued(kind, inputs, tmp_path):
     """The real thing: a process, a signal at some moment, and the command that it printed."""
     steps, folder = 60, tmp_path / "killed run"
-    command = [*training(inputs), "--iters", steps, "--set", "train.epochs=30"]
-    command += ["--set", "output.save_every=1"]
+    command = [*training(inputs, "train.epochs=30", "output.save_every=1"), "--iters", steps]
     done(*command, "--adapter-path", tmp_path / "whole")
     process = subprocess.Popen(
         [sys.executable, "-m", "sempa_mlx", *map(str, command), "--adapter-path", str(folder)],
@@ -204,4 +207,31 @@ def test_a_killed_process_can_be_continued(kind, inputs, tmp_path):
         (each / "adapters.safetensors").read_bytes() for each in (folder, tmp_path / "whole")
     )
     assert left == right
-    assert metrics(folder) == metrics(tmp_path / "whole")
+    assert untimed(folder) == untimed(tmp_path / "whole")
+
+
+@pytest.mark.parametrize(
+    ("file", "name"), [("held_out.jsonl", "validation rows"), ("held.txt", "text to hold")]
+)
+def test_files_count_by_their_content(file, name, inputs, tmp_path):
+    """A file of the same name that says something else belongs to another run."""
+    write_triplets(tmp_path / "held_out.jsonl", count=5)
+    (tmp_path / "held.txt").write_text("The grass is green, and the sky is blue.\n")
+    more = (
+        f"data.dev={tmp_path / 'held_out.jsonl'}",
+        f"objective.kl_text={tmp_path / 'held.txt'}",
+        "objective.loss=sigmoid + 0.1 kl",
+        f"train.seed={2**63 - 1}",
+    )
+    run = prepared(inputs, tmp_path / "run", more)
+    list(run.events(lambda: run.progress.step == 1))
+    resume(prepared(inputs, tmp_path / "run", more))
+    other = {
+        "held_out.jsonl": lambda path: write_triplets(path, count=6),
+        "held.txt": lambda path: path.write_text("The sky is green, and the grass is blue.\n"),
+    }[file]
+    other(tmp_path / file)
+    with pytest.raises(UsageError) as refusal:
+        resume(prepared(inputs, tmp_path / "run", more))
+    assert len(refusal.value.problems) == 1
+    assert name in str(refusal.value)

@@ -18,15 +18,7 @@ from sempa_mlx.model.lora import adapter_weights
 from sempa_mlx.run.folder import check_output
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
-from tests.command import (
-    done,
-    files_below,
-    refused,
-    training,
-    write_pairs,
-    write_triplets,
-)
-from tests.tiny import write_tiny_folder
+from tests.command import done, files_below, metrics_of, refused, results_of, training, write_inputs
 
 RUN_FILES = [
     "adapter_config.json",
@@ -56,11 +48,7 @@ STEP_KEYS = {
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base")
-    write_triplets(folder / "pairs.jsonl")
-    write_pairs(folder / "dev.tsv")
-    return folder
+    return write_inputs(tmp_path_factory.mktemp("inputs"))
 
 
 @pytest.fixture(scope="module")
@@ -68,10 +56,6 @@ def finished(inputs):
     """A finished run and what it said."""
     folder = inputs / "run"
     return folder, done(*training(inputs), "--adapter-path", folder)
-
-
-def metrics_of(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def test_the_folder_of_a_run_is_complete(finished):
@@ -103,7 +87,7 @@ def test_metrics_are_a_line_each_under_trl_names(finished):
 
 def test_results_agree_with_the_metrics(finished):
     folder, _ = finished
-    results = json.loads((folder / "results.json").read_text())
+    results = results_of(folder)
     scores = {
         str(line["step"]): line["dev/spearman"]
         for line in metrics_of(folder)
@@ -122,7 +106,7 @@ def test_results_agree_with_the_metrics(finished):
 def test_the_adapter_that_is_kept_scores_what_the_results_say(finished, inputs):
     """Loading the folder afresh gives the best dev score again: the right weights were kept."""
     folder, _ = finished
-    results = json.loads((folder / "results.json").read_text())
+    results = results_of(folder)
     config = load_config(folder / "config.yaml").config
     task = read_run_data(config).dev_task
     found = evaluate_sts(Encoder.load(folder), [task])[0].spearman * 100
@@ -171,7 +155,7 @@ def test_another_seed_gives_another_start_of_the_adapter(inputs, tmp_path):
 
 def test_json_mode_prints_the_results_and_nothing_else(inputs, tmp_path):
     outcome = done("--json", *training(inputs), "--adapter-path", tmp_path / "run")
-    stored = json.loads((tmp_path / "run" / "results.json").read_text())
+    stored = results_of(tmp_path / "run")
     assert outcome.document.pop("output") == str(tmp_path / "run")
     assert outcome.document["dev_scores"] == stored["dev_scores"]
     assert outcome.err == ""

@@ -11,28 +11,24 @@ from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import read_settings
 from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.run.selection import DevEvaluation, best_scale
-from tests.command import done, refused, training, write_pairs, write_triplets
-from tests.tiny import write_tiny_folder
+from tests.command import (
+    done,
+    metrics_of,
+    refused,
+    results_of,
+    training,
+    write_inputs,
+    write_triplets,
+)
 
 NAN = math.nan
 
 
 @pytest.fixture(scope="module")
 def inputs(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("inputs")
-    write_tiny_folder(folder / "base", num_hidden_layers=1)
-    write_triplets(folder / "pairs.jsonl")
+    folder = write_inputs(tmp_path_factory.mktemp("inputs"), num_hidden_layers=1)
     write_triplets(folder / "held_out.jsonl", count=7)
-    write_pairs(folder / "dev.tsv")
     return folder
-
-
-def sets(*texts):
-    return [word for text in texts for word in ("--set", text)]
-
-
-def records(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -82,24 +78,25 @@ def test_the_base_and_runs_that_do_not_ask_are_scored_once():
 @pytest.mark.parametrize(("metric", "sign"), [("loss", -1), ("accuracy", 1)])
 def test_the_best_step_by_held_out_rows(metric, sign, inputs, tmp_path):
     held_out = f"data.dev={inputs / 'held_out.jsonl'}"
-    done(*training(inputs), *sets(f"eval.metric={metric}", held_out), "--adapter-path", tmp_path)
+    done(*training(inputs, f"eval.metric={metric}", held_out), "--adapter-path", tmp_path)
     name = {"loss": "eval/loss", "accuracy": "eval/accuracies"}[metric]
-    found = {line["step"]: line[name] for line in records(tmp_path) if name in line}
+    found = {line["step"]: line[name] for line in metrics_of(tmp_path) if name in line}
     assert found.keys() == {0, 1, 2, 3}
     if metric == "loss":
         assert found[0] == pytest.approx(math.log(2), abs=1e-4)
     best = max(found, key=lambda step: (sign * found[step], -step))
-    results = json.loads((tmp_path / "results.json").read_text())
+    results = results_of(tmp_path)
     assert (results["metric"], results["best_step"]) == (metric, best)
     assert results["best_dev_score"] == pytest.approx(sign * found[best])
     assert results["dial"] == {}, "the dial is searched by Spearman alone"
 
 
-def test_a_metric_of_held_out_rows_needs_some(inputs, tmp_path):
-    outcome = refused(
-        2, *training(inputs), *sets("eval.metric=loss"), "--adapter-path", tmp_path / "run"
-    )
+def test_settings_that_do_not_go_together_are_all_named(inputs, tmp_path):
+    more = ("eval.metric=loss", "lora.dropout=0.1", "train.grad_checkpoint=true")
+    outcome = refused(2, *training(inputs, *more), "--adapter-path", tmp_path / "run")
+    assert len(outcome.errors) == 2
     assert "set data.dev" in outcome.err
+    assert "set lora.dropout=0, or train.grad_checkpoint=false" in outcome.err
     assert not (tmp_path / "run").exists()
 
 
@@ -107,18 +104,18 @@ def test_a_metric_of_held_out_rows_needs_some(inputs, tmp_path):
 def dialled(inputs, tmp_path_factory):
     """A run whose kept adapter was tried at several scales: the scores of its dev set decide."""
     folder = tmp_path_factory.mktemp("dialled") / "run"
-    return folder, done(*training(inputs), *sets("train.seed=3"), "--adapter-path", folder)
+    return folder, done(*training(inputs, "train.seed=3"), "--adapter-path", folder)
 
 
 def test_the_scale_with_the_best_dev_score_is_written_for_the_encoder(dialled, inputs):
     folder, outcome = dialled
-    (line,) = [line for line in records(folder) if "dial" in line]
+    (line,) = [line for line in metrics_of(folder) if "dial" in line]
     assert line["dial"].keys() == {"0.25", "0.5", "0.75", "1"}
     best = float(max(line["dial"], key=lambda scale: (line["dial"][scale], float(scale))))
     assert line["best_scale"] == best
     assert read_settings(folder).adapter_scale == best
     assert "by adapter scale" in outcome.err
-    results = json.loads((folder / "results.json").read_text())
+    results = results_of(folder)
     assert results["best_scale"] == best
     rows = [text.split("\t") for text in (inputs / "dev.tsv").read_text().splitlines()]
     task = StsTask("dev", "dev", tuple(StsPair(float(a), b, c) for a, b, c in rows))
@@ -130,7 +127,7 @@ def test_a_neutral_adapter_is_not_dialled(inputs, tmp_path):
     flat = tmp_path / "flat.tsv"
     flat.write_text("3\tA man\tA woman\n3\tA cat\tA dog\n")
     done(*training(inputs, dev=flat), "--adapter-path", tmp_path / "run")
-    assert not [line for line in records(tmp_path / "run") if "dial" in line]
+    assert not [line for line in metrics_of(tmp_path / "run") if "dial" in line]
     assert read_settings(tmp_path / "run").adapter_scale == 1.0
 
 
@@ -148,8 +145,7 @@ def test_kinds_of_adapters_and_losses_train_and_load_again(changes, inputs, tmp_
     lines = (inputs / "pairs.jsonl").read_text().splitlines()
     ranked = [json.loads(line) | {"neutral": f"A cat, {n}."} for n, line in enumerate(lines)]
     rows.write_text("".join(json.dumps(row) + "\n" for row in ranked))
-    command = [*training(inputs, data=rows), *sets(*changes)]
-    done(*command, "--adapter-path", tmp_path / "run")
-    steps = [line for line in records(tmp_path / "run") if "loss" in line]
+    done(*training(inputs, *changes, data=rows), "--adapter-path", tmp_path / "run")
+    steps = [line for line in metrics_of(tmp_path / "run") if "loss" in line]
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert Encoder.load(tmp_path / "run").encode(["A cat"]).shape == (1, 32)

@@ -29,3 +29,8 @@ def test_shares_are_every_item_once(size):
 def test_seeds_of_processes_and_places_differ():
     seeds = {World(rank, 4).seed(7 << 20, place) for rank in range(4) for place in range(50)}
     assert len(seeds) == 200
+
+
+def test_seeds_fit_the_64_bits_of_mlx():
+    assert World(3, 4).seed(2**64, 5) == World(3, 4).seed(0, 5)
+    mx.random.seed(World(3, 4).seed(2**83, 2**40))

@@ -8,13 +8,16 @@ import re
 from pathlib import Path
 
 import mlx.core as mx
+import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.load import LoadedModel, Location
+from sempa_mlx.model.lora import adapter_weights
 
 VOCABULARY = 128
 WINDOW = 6  # of the Gemma 3 model: shorter than nearly every row
@@ -166,6 +169,32 @@ def write_tiny_folder(path, kind="llama", seed=0, **changes):
     mx.save_safetensors(str(path / "model.safetensors"), weights, metadata={"format": "mlx"})
     loaded.tokenizer._tokenizer.save_pretrained(path)
     return loaded.model
+
+
+def move_adapter(model, size):
+    """Move a fresh adapter away from the base: noise of this size on lora_b and DoRA's m."""
+    for index, (name, value) in enumerate(adapter_weights(model).items()):
+        noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
+        if name.endswith("lora_b"):
+            model.load_weights([(name, value + noise)], strict=False)
+        elif name.endswith(".m"):  # norms of rows: noise relative to them
+            model.load_weights([(name, value * (1 + noise))], strict=False)
+
+
+def make_rows(count=8, candidates=2, *, seed=0, shortest=3):
+    """Draw rows that share their first three prompt tokens; lengths differ.
+
+    Prompts have 5 to 8 tokens, completions `shortest` to 11.
+    """
+    random = np.random.default_rng(seed)
+
+    def tokens(low, high):
+        return tuple(random.integers(1, VOCABULARY, random.integers(low, high)).tolist())
+
+    return [
+        TokenRow((1, 2, 3, *tokens(2, 6)), tuple(tokens(shortest, 12) for _ in range(candidates)))
+        for _ in range(count)
+    ]
 
 
 def control_pattern():

@@ -45,7 +45,7 @@ def _machine_checks() -> list[Check]:
     machine = runtime.machine()
     dtype = runtime.resolve_dtype("auto")
     rate = runtime.matmul_gflops(dtype=dtype)
-    kind = str(dtype).removeprefix("mlx.core.")
+    kind = runtime.dtype_name(dtype)
     checks = [
         Check("device", f"{machine.device}: {machine.name}, {machine.cores} cores"),
         Check("memory", f"{machine.memory_gb:.1f} GB"),

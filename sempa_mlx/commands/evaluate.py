@@ -1,26 +1,21 @@
-"""`sempa-mlx eval sts` and `sempa-mlx eval generation`: systems side by side."""
+"""`sempa-mlx eval`: systems side by side; `eval generation`."""
 
 import json
-import math
-import sys
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.commands.embed import DEFAULT_MODEL
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of, reads_final_states
 from sempa_mlx.console import Console
-from sempa_mlx.data.readers import read_lines
-from sempa_mlx.errors import DataError, Problem, UsageError
+from sempa_mlx.data.readers import read_text
+from sempa_mlx.errors import UsageError
 from sempa_mlx.files import write_text
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
-
-TEXT_FORMS = {"senteval": "SentEval text", "mteb": "raw text"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,70 +66,6 @@ class Systems:
         return name, encoder
 
 
-def run_eval_sts(  # noqa: PLR0913 - the command's own parts
-    console: Console,
-    systems: Systems,
-    data: str,
-    names: Sequence[str] | None,
-    protocol: Literal["senteval", "mteb"],
-    *,
-    out: Path | None,
-    fail_under: float | None,
-) -> None:
-    """Print one row a system and one column a task."""
-    from sempa_mlx.data.sources import sts_root
-    from sempa_mlx.data.sts_sets import TASKS, load_sts_tasks
-    from sempa_mlx.evaluation.sts import average, distinct_sentences, evaluate_sts
-
-    tasks = load_sts_tasks(sts_root(data), names or TASKS, protocol=protocol)
-    num_texts = len(distinct_sentences(tasks))
-    results: list[dict[str, Any]] = []
-    for name, encoder in systems.encoders(console):
-        started = time.perf_counter()
-        with console.progress(name, num_texts, "texts") as advance:
-            scores = evaluate_sts(encoder, tasks, advance)
-        results.append(
-            {
-                "system": name,
-                "protocol": protocol,
-                "scores": {score.task: _hundredfold(score.spearman) for score in scores},
-                "average": _hundredfold(average(scores)),
-                "seconds": round(time.perf_counter() - started, 1),
-                "encoder": encoder.describe(),
-            }
-        )
-    pairs = {task.name: len(task.pairs) for task in tasks}
-    _report_sts(console, results, pairs, protocol)
-    _finish(console, {"protocol": protocol, "pairs": pairs, "results": results}, out)
-    best = max((row["average"] or -math.inf) for row in results)
-    if fail_under is not None and best < fail_under:
-        console.warn(f"the best average, {best:.2f}, is under {fail_under:g}")
-        sys.exit(1)
-
-
-def _report_sts(
-    console: Console, results: list[dict[str, Any]], pairs: dict[str, int], protocol: str
-) -> None:
-    columns = ["system", *pairs, "avg"]
-    rows = [
-        [row["system"], *(_cell(row["scores"][task]) for task in pairs), _cell(row["average"])]
-        for row in results
-    ]
-    counts = ", ".join(f"{task} {count}" for task, count in pairs.items())
-    note = f"pairs: {counts}"
-    title = f"STS, Spearman x 100, protocol {protocol} ({TEXT_FORMS[protocol]})"
-    console.table(title, columns, rows, note)
-
-
-def _hundredfold(value: float) -> float | None:
-    """Return the correlation x 100, or None where it is undefined (JSON knows no NaN)."""
-    return None if math.isnan(value) else round(value * 100, 4)
-
-
-def _cell(value: float | None) -> str:
-    return "undefined" if value is None else f"{value:.2f}"
-
-
 def run_eval_generation(
     console: Console, systems: Systems, text: Path, *, max_tokens: int | None, out: Path | None
 ) -> None:
@@ -142,9 +73,7 @@ def run_eval_generation(
     from sempa_mlx.evaluation.generation import WINDOW, text_perplexity
     from sempa_mlx.model.lora import dialled
 
-    content = "\n".join(line.text for line in read_lines(text))
-    if not content.strip():
-        raise DataError(Problem("the file is empty", str(text)), state="nothing was measured")
+    content = read_text(text, state="nothing was measured")
     results: list[dict[str, Any]] = []
     for name, encoder in systems.encoders(console):
         loaded, scale = encoder.loaded, encoder.settings.adapter_scale
@@ -159,10 +88,11 @@ def run_eval_generation(
     rows = [[row["system"], f"{row['perplexity']:.2f}", f"{row['num_scored']}"] for row in results]
     title = f"perplexity of {text.name}, windows of {WINDOW} tokens"
     console.table(title, ["system", "perplexity", "tokens scored"], rows)
-    _finish(console, {"results": results}, out)
+    finish(console, {"results": results}, out)
 
 
-def _finish(console: Console, document: dict[str, Any], out: Path | None) -> None:
+def finish(console: Console, document: dict[str, Any], out: Path | None) -> None:
+    """Add where it was measured; write the results to `out` if given, print them in JSON mode."""
     from sempa_mlx.runtime import machine, package_versions
 
     document |= {"machine": asdict(machine()), "versions": package_versions()}

@@ -1,10 +1,12 @@
 """Order and grouping: pure functions of lengths, seed and epoch. They know numbers, not texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 WINDOW_BATCHES = 16
+Item = TypeVar("Item")
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:
@@ -61,3 +63,37 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]
         else:
             groups.append([index])
     return groups
+
+
+def cut_by_length(lengths: Sequence[int], group_cost: int) -> list[list[int]]:
+    """Group indices so that padding and the cost of groups are least together; short ones first.
+
+    Args:
+        lengths: tokens of each item.
+        group_cost: what one more group costs, in tokens.
+
+    Returns:
+        Groups of indices into `lengths`, each index once, that minimise the sum over groups of
+        (rows * longest row + `group_cost`).
+    """
+    order = sorted(range(len(lengths)), key=lambda index: lengths[index])
+    least = np.zeros(len(order) + 1)  # cost of the first n items
+    starts = [0] * (len(order) + 1)  # where the last group of the first n items begins
+    for end, index in enumerate(order, 1):
+        costs = least[:end] + np.arange(end, 0, -1) * lengths[index] + group_cost
+        starts[end] = int(costs.argmin())
+        least[end] = costs[starts[end]]
+    groups = []
+    end = len(order)
+    while end:
+        groups.append(order[starts[end] : end])
+        end = starts[end]
+    return groups[::-1]
+
+
+def batches_by_length(
+    items: Sequence[Item], length_of: Callable[[Item], int], token_budget: int
+) -> list[list[Item]]:
+    """Group items as `group_by_length` groups their places."""
+    groups = group_by_length([length_of(item) for item in items], token_budget)
+    return [[items[place] for place in group] for group in groups]

@@ -128,6 +128,22 @@ def read_lines(path: Path) -> Iterator[Line]:
         yield line
 
 
+def read_text(path: Path, *, state: str) -> str:
+    """Return a whole text file with line feeds as line ends.
+
+    Args:
+        path: of the file.
+        state: what was not done if it cannot be used, for the message.
+
+    Raises:
+        DataError: as `read_lines`, and if there is no text in it.
+    """
+    text = "\n".join(line.text for line in read_lines(path))
+    if not text.strip():
+        raise DataError(Problem("the file is empty", str(path)), state=state)
+    return text
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):

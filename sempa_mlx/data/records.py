@@ -1,4 +1,4 @@
-"""What the rest of the program knows of data: three plain records, no format, no file."""
+"""What the rest of the program knows of data: plain records, no format, no file."""
 
 from dataclasses import dataclass
 
@@ -36,9 +36,21 @@ class StsPair:
 
 
 @dataclass(frozen=True, slots=True)
+class StsSubset:
+    """A named run of pairs in an STS set."""
+
+    name: str
+    num_pairs: int
+
+
+@dataclass(frozen=True, slots=True)
 class StsTask:
-    """A named STS set: all its pairs, in file order, with the protocol they are read under."""
+    """A named STS set: all its pairs, in file order, with the protocol they are read under.
+
+    `subsets` are the parts that a set of several has, in the order of its pairs.
+    """
 
     name: str
     protocol: str
     pairs: tuple[StsPair, ...]
+    subsets: tuple[StsSubset, ...] = ()

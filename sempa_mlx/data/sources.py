@@ -17,6 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import cast
 
 from sempa_mlx.errors import DataError, Problem, ResourceError
+from sempa_mlx.files import cache_folder
 
 HUB_REPO = "princeton-nlp/datasets-for-simcse"
 
@@ -185,9 +186,7 @@ def _benchmark_dev() -> Path | Problem:
 
 def _senteval() -> Path | Problem:
     """Return the folder with SentEval's STS and SICK data, unpacked before or now."""
-    from huggingface_hub import constants
-
-    home = Path(constants.HF_HUB_CACHE).parent / "sempa-mlx"
+    home = cache_folder()
     unpacked = max(home.glob("senteval-*"), key=lambda path: path.stat().st_mtime, default=None)
     if unpacked:
         return unpacked

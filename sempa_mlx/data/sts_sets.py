@@ -13,81 +13,40 @@ Protocol `senteval` joins the words of a sentence by single blanks and takes SIC
 all three splits (9,927 pairs); give it raw text, SentEval's own files are tokenised.
 """
 
-import math
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from sempa_mlx.data.readers import Faults, Line, scan_lines, text_fault
-from sempa_mlx.data.records import StsPair, StsTask
+from sempa_mlx.data.readers import Faults, Line, scan_lines
+from sempa_mlx.data.records import StsPair, StsSubset, StsTask
+from sempa_mlx.data.sts_files import (
+    BENCHMARK,
+    TSV,
+    Columns,
+    read_sts_file,
+    read_table,
+    row_pairs,
+)
 from sempa_mlx.errors import DataError, Problem, UsageError
 
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICKR")
 
 Protocol = Literal["senteval", "mteb"]
 
-_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", re.ASCII | re.IGNORECASE)
 _SICK_SPLITS = {"senteval": ("test",), "mteb": ("train", "trial", "test")}
 _SICK_NAMES = {"train": "SICK_train", "trial": "SICK_trial", "test": "SICK_test_annotated"}
 
 
-class _Columns(NamedTuple):
-    """Where a tab-separated file keeps what, counted from 0."""
-
-    score: int
-    sentence1: int
-    sentence2: int
-    most: int | None = None
-    header: bool = False
-
-
-_TSV = _Columns(0, 1, 2, most=3)
-_BENCHMARK = _Columns(4, 5, 6)
-_SICK = _Columns(3, 1, 2, header=True)
-
-
-def _row_pairs(path: Path, line: Line, columns: _Columns, faults: Faults) -> list[StsPair]:
-    """Return the one pair of a row, or none after noting its faults."""
-    place, before = f"{path}:{line.number}", faults.count
-    cells = line.text.split("\t")
-    least = max(columns.score, columns.sentence1, columns.sentence2) + 1
-    if len(cells) < least or (columns.most and len(cells) > columns.most):
-        what = f"{len(cells)} columns instead of {least}"
-        fix = "separate score and sentences by single tabs, with no tab inside a sentence"
-        faults.add(Problem(what, place, line.text[:60], fix))
-        return []
-    score = cells[columns.score].strip()
-    sentences = cells[columns.sentence1], cells[columns.sentence2]
-    if not _NUMBER.fullmatch(score) or not math.isfinite(float(score)):
-        faults.add(Problem("the score is not a finite number", place, score[:60]))
-    for number, sentence in enumerate(sentences, 1):
-        wrong = text_fault(sentence)
-        if wrong:
-            faults.add(Problem(f"sentence {number} {wrong}", place))
-    return [] if faults.count > before else [StsPair(float(score), *sentences)]
-
-
-def _read_table(path: Path, columns: _Columns, faults: Faults) -> list[StsPair]:
-    before = faults.count
-    pairs: list[StsPair] = []
-    for line in scan_lines(path):
-        if isinstance(line, Problem):
-            faults.add(line)
-        elif line.number > 1 or not columns.header:
-            pairs += _row_pairs(path, line, columns, faults)
-    if not pairs and faults.count == before:
-        faults.add(Problem("no pairs", str(path), fix="give it at least one"))
-    return pairs
+_SICK = Columns(3, 1, 2, header=True)
 
 
 def _read_parallel(inputs: Path, faults: Faults) -> list[StsPair]:
     """Read SentEval's STS.input.X.txt and STS.gs.X.txt; rows without a gold score are left out."""
     gold = inputs.with_name(inputs.name.replace("STS.input.", "STS.gs.", 1))
     # The organisers' own files of 2015 and 2016 hold source notes after the two sentences.
-    columns = _TSV._replace(most=None)
+    columns = TSV._replace(most=None)
     pairs: list[StsPair] = []
     for line, score in zip_longest(scan_lines(inputs), scan_lines(gold)):
         if line is None or score is None:
@@ -100,28 +59,16 @@ def _read_parallel(inputs: Path, faults: Faults) -> list[StsPair]:
             # A tab in the score must not move the sentences by one column.
             gold_text = score.text.replace("\t", " ")
             row = Line(line.number, f"{gold_text}\t{line.text}")
-            pairs += _row_pairs(inputs, row, columns, faults)
+            pairs += row_pairs(inputs, row, columns, faults)
     return pairs
-
-
-def read_sts_file(path: Path) -> tuple[StsPair, ...]:
-    """Read the pairs of a tab-separated file: score, sentence, sentence; no header, no quoting.
-
-    Raises:
-        DataError: with every fault: wrong number of columns, a score that is not a finite number,
-            an empty sentence, no pairs, or text that `scan_lines` refuses.
-    """
-    faults = Faults()
-    pairs = _read_table(path, _TSV, faults)
-    faults.raise_if_any()
-    return tuple(pairs)
 
 
 class _Part(NamedTuple):
     """One file of a task; columns None stands for SentEval's pairs of files."""
 
+    name: str
     path: Path
-    columns: _Columns | None
+    columns: Columns | None
 
 
 def _visible(folder: Path, pattern: str) -> list[Path]:
@@ -137,20 +84,25 @@ def _tsv_parts(root: Path, task: str, protocol: Protocol) -> list[_Part]:
         paths = [folder / f"{split}.tsv" for split in _SICK_SPLITS[protocol]]
     else:
         paths = _visible(folder, "*.tsv")
-    return [_Part(path, _TSV) for path in paths] if folder.is_dir() else []
+    return [_Part(path.stem, path, TSV) for path in paths] if folder.is_dir() else []
 
 
 def _senteval_parts(base: Path, task: str, protocol: Protocol) -> list[_Part]:
     if task == "STSB":
         folder = base / "STS" / "STSBenchmark"
-        parts = [_Part(folder / "sts-test.csv", _BENCHMARK)]
+        parts = [_Part("test", folder / "sts-test.csv", BENCHMARK)]
     elif task == "SICKR":
         folder = base / "SICK"
-        names = [_SICK_NAMES[split] for split in _SICK_SPLITS[protocol]]
-        parts = [_Part(folder / f"{name}.txt", _SICK) for name in names]
+        parts = [
+            _Part(split, folder / f"{_SICK_NAMES[split]}.txt", _SICK)
+            for split in _SICK_SPLITS[protocol]
+        ]
     else:
         folder = base / "STS" / f"{task}-en-test"
-        parts = [_Part(path, None) for path in _visible(folder, "STS.input.*.txt")]
+        parts = [
+            _Part(path.stem.removeprefix("STS.input."), path, None)
+            for path in _visible(folder, "STS.input.*.txt")
+        ]
     return parts if folder.is_dir() else []
 
 
@@ -172,13 +124,13 @@ def _read_part(part: _Part, faults: Faults) -> list[StsPair]:
     try:
         if part.columns is None:
             return _read_parallel(part.path, faults)
-        return _read_table(part.path, part.columns, faults)
+        return read_table(part.path, part.columns, faults)
     except DataError as error:
         faults.add(*error.problems)
         return []
 
 
-def _joined(pairs: Iterator[StsPair]) -> Iterator[StsPair]:
+def _joined(pairs: Iterable[StsPair]) -> Iterator[StsPair]:
     for pair in pairs:
         yield StsPair(
             pair.score, " ".join(pair.sentence1.split()), " ".join(pair.sentence2.split())
@@ -219,20 +171,28 @@ def load_sts_tasks(
         parts = _parts(root, task, protocol)
         if not parts:
             faults.add(_missing(root, task))
-        pairs = (pair for part in parts for pair in _read_part(part, faults))
-        loaded.append(
-            StsTask(task, protocol, tuple(_joined(pairs) if protocol == "senteval" else pairs))
-        )
+        loaded.append(_task(task, protocol, parts, faults))
     faults.raise_if_any()
     return tuple(loaded)
+
+
+def _task(task: str, protocol: Protocol, parts: Sequence[_Part], faults: Faults) -> StsTask:
+    read = [tuple(_read_part(part, faults)) for part in parts]
+    pairs = (pair for each in read for pair in each)
+    subsets = [StsSubset(part.name, len(each)) for part, each in zip(parts, read, strict=True)]
+    return StsTask(
+        task,
+        protocol,
+        tuple(_joined(pairs) if protocol == "senteval" else pairs),
+        tuple(subsets) if len(subsets) > 1 else (),
+    )
 
 
 def load_dev_pairs(path: Path, count: int | None) -> tuple[StsPair, ...]:
     """Read pairs to watch training by: all of them, or `count` spread evenly over the file.
 
-    Takes `read_sts_file`'s format, or STSBenchmark's own if the name ends in `.csv`. Words are
-    joined by single blanks, as under protocol `senteval`. The choice depends on nothing but the
-    number of pairs and `count`.
+    Takes the forms of `read_sts_file`. Words are joined by single blanks, as under protocol
+    `senteval`. The choice depends on nothing but the number of pairs and `count`.
 
     Raises:
         DataError: as `read_sts_file`.
@@ -240,10 +200,7 @@ def load_dev_pairs(path: Path, count: int | None) -> tuple[StsPair, ...]:
     """
     if count is not None and count < 1:
         raise UsageError(Problem(f"{count} pairs to evaluate on", fix="ask for 1 or more"))
-    faults = Faults()
-    columns = _BENCHMARK if path.suffix == ".csv" else _TSV
-    pairs = tuple(_joined(iter(_read_table(path, columns, faults))))
-    faults.raise_if_any()
+    pairs = tuple(_joined(read_sts_file(path)))
     total = len(pairs)
     if count is None or count >= total:
         return pairs

@@ -11,6 +11,7 @@ from sempa_mlx.encoder.methods import Method
 from sempa_mlx.encoder.settings import FORMAT, EncoderSettings
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.lora import adapter_fingerprint
+from sempa_mlx.runtime import dtype_name
 
 
 def describe(
@@ -31,7 +32,7 @@ def describe(
         "pooling": method.pooling,
         "template": first,
         "auxiliary_templates": others,
-        "dtype": str(loaded.dtype).removeprefix("mlx.core."),
+        "dtype": dtype_name(loaded.dtype),
         "dim": dim,
         "model": {
             "name": loaded.location.reference,

@@ -29,7 +29,7 @@ from sempa_mlx.encoder.settings import (
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
 from sempa_mlx.model.blocks import require_attention
-from sempa_mlx.model.head import text_model
+from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import (
@@ -78,7 +78,7 @@ class Encoder:
             prompt_shape(template, loaded.tokenizer) for template in self.method.templates
         )
         self._world = world or World()
-        self.hidden_size = int(text_model(loaded.model).args.hidden_size)
+        self.hidden_size = hidden_size(loaded.model)
         cut = settings.truncate_dim
         if cut is not None and not 1 <= cut <= self.hidden_size:
             raise UsageError(f"truncate_dim must lie in 1 to {self.hidden_size}, not {cut}")

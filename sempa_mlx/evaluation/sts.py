@@ -7,12 +7,14 @@ pairs. The clean-up of sentences belongs to the embedding template and is the sa
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Protocol
+from zlib import crc32
 
 import numpy as np
 
 from sempa_mlx.data.records import StsPair, StsTask
-from sempa_mlx.evaluation.stats import cosines, spearman
+from sempa_mlx.evaluation.stats import Estimate, bootstrap_spearman, cosines, mean_estimate
 
 
 class EncodesTexts(Protocol):
@@ -27,29 +29,40 @@ class EncodesTexts(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class StsScore:
-    """The result on one task: Spearman in [-1, 1] (NaN if undefined), over `num_pairs` pairs."""
+    """The result on one task over `num_pairs` pairs.
+
+    The task's estimate is SentEval's setting "all": one correlation over the pairs of all subsets.
+    `subsets` holds one score a subset, for tasks that have some.
+    """
 
     task: str
     protocol: str
     num_pairs: int
-    spearman: float
+    estimate: Estimate
+    subsets: tuple["StsScore", ...] = ()
+
+    @property
+    def spearman(self) -> float:
+        """Spearman's correlation in [-1, 1], NaN if undefined."""
+        return self.estimate.value
 
 
 def evaluate_sts(
     encoder: EncodesTexts,
     tasks: Sequence[StsTask],
     on_progress: Callable[[int], None] | None = None,
+    *,
+    resamples: int = 0,
 ) -> list[StsScore]:
-    """Score an encoder on tasks; each distinct sentence of all tasks is embedded once."""
+    """Score an encoder on tasks; each distinct sentence of all tasks is embedded once.
+
+    With `resamples`, each score has a bootstrap over its pairs. The pairs drawn depend only on the
+    name and size of a task or subset, so the scores of two encoders can be compared pair by pair.
+    """
     texts = distinct_sentences(tasks)
     vectors = encoder.encode(texts, on_progress=on_progress)
     rows = {text: index for index, text in enumerate(texts)}
-    return [
-        StsScore(
-            task.name, task.protocol, len(task.pairs), pair_spearman(task.pairs, rows, vectors)
-        )
-        for task in tasks
-    ]
+    return [_score(task, pair_cosines(task.pairs, rows, vectors), resamples) for task in tasks]
 
 
 def distinct_sentences(tasks: Sequence[StsTask]) -> list[str]:
@@ -64,13 +77,30 @@ def distinct_sentences(tasks: Sequence[StsTask]) -> list[str]:
     )
 
 
-def pair_spearman(pairs: Sequence[StsPair], rows: dict[str, int], vectors: np.ndarray) -> float:
-    """Correlate the pairs' scores with the cosines of their vectors, looked up by `rows`."""
+def pair_cosines(pairs: Sequence[StsPair], rows: dict[str, int], vectors: np.ndarray) -> np.ndarray:
+    """Return the cosines of the pairs' vectors, looked up by `rows`, as (pairs,) float64."""
     left = vectors[[rows[pair.sentence1] for pair in pairs]]
     right = vectors[[rows[pair.sentence2] for pair in pairs]]
-    return spearman(np.array([pair.score for pair in pairs]), cosines(left, right))
+    return cosines(left, right)
 
 
-def average(scores: Sequence[StsScore]) -> float:
-    """Return the plain mean over tasks, as published tables do."""
-    return float(np.mean([score.spearman for score in scores]))
+def _score(task: StsTask, predicted: np.ndarray, resamples: int) -> StsScore:
+    gold = np.array([pair.score for pair in task.pairs])
+
+    def score(name: str, part: slice) -> StsScore:
+        seed = crc32(f"{task.name}/{name}".encode())  # tasks of equal size draw pairs of their own
+        estimate = bootstrap_spearman(gold[part], predicted[part], resamples=resamples, seed=seed)
+        return StsScore(name, task.protocol, len(gold[part]), estimate)
+
+    ends = list(accumulate(subset.num_pairs for subset in task.subsets))
+    subsets = tuple(
+        score(subset.name, slice(end - subset.num_pairs, end))
+        for subset, end in zip(task.subsets, ends, strict=True)
+    )
+    whole = score(task.name, slice(None))
+    return StsScore(task.name, task.protocol, len(gold), whole.estimate, subsets)
+
+
+def average(scores: Sequence[StsScore]) -> Estimate:
+    """Return the plain mean over tasks, as published tables do, resampled within each task."""
+    return mean_estimate([score.estimate for score in scores])

@@ -20,6 +20,11 @@ def text_model(model: nn.Module) -> nn.Module:
     return model.language_model if "language_model" in model else model
 
 
+def hidden_size(model: nn.Module) -> int:
+    """Return the length of the model's hidden states."""
+    return int(text_model(model).args.hidden_size)
+
+
 class _Backbone:
     """Stands in for a backbone that has already run."""
 

@@ -14,7 +14,7 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import EmbeddingTemplate, clean_sentence
 from sempa_mlx.errors import ModelError
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
 
@@ -221,6 +221,12 @@ def opening_tokens(tokenizer: TokenizerWrapper) -> tuple[int, ...]:
     starts = range(len(whole) - len(bare) + 1)
     start = next((start for start in starts if whole[start : start + len(bare)] == bare), 0)
     return whole[:start]
+
+
+def tokenize_bare(texts: Sequence[str], tokenizer: TokenizerWrapper) -> tuple[tuple[int, ...], ...]:
+    """Tokenise texts by themselves: no template, no control tokens; an empty text has none."""
+    rows = _encode(tokenizer, texts, as_text=True, special=False) if texts else []
+    return tuple(map(tuple, rows))
 
 
 def _cut(

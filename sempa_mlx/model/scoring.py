@@ -11,17 +11,20 @@ import numpy as np
 
 from sempa_mlx.errors import UsageError
 from sempa_mlx.model.checkpointed import check_gradients, checkpointed
-from sempa_mlx.model.forward import (
-    GROUPED_MASK_RANK,
-    PLAIN_MASK_RANK,
-    SharedPrefixUnsupportedError,
+from sempa_mlx.model.completions import (
+    UNCUT,
     TargetStates,
     TokenRow,
-    common_prefix,
     plain_states,
     score_plain,
     score_shared,
     shared_states,
+)
+from sempa_mlx.model.forward import (
+    GROUPED_MASK_RANK,
+    PLAIN_MASK_RANK,
+    SharedPrefixUnsupportedError,
+    common_prefix,
 )
 from sempa_mlx.model.head import target_logps, trained_logps
 
@@ -99,8 +102,9 @@ def choose_scoring(
     """Find the fastest way that gives this model's own log-probabilities on its longest rows.
 
     The shared path is tried on a probe of the longest prompt, the longest completions and the
-    shortest prompt, and taken only if it equals the plain path there: sliding windows shorter than
-    the rows, state-space layers and unknown attention code fall back to the plain path.
+    shortest prompt, padded to each other, and taken only if it equals the plain path there: sliding
+    windows shorter than the rows, state-space layers and unknown attention code fall back to the
+    plain path.
 
     Args:
         model: the model as it will be trained.
@@ -143,7 +147,7 @@ def _fastest_exact(
     allowed = TOLERANCE[dtype] * max(1.0, scored / len(probe))
     for mask_rank in (PLAIN_MASK_RANK, GROUPED_MASK_RANK):
         try:
-            found = score_shared(model, probe, shared, mask_rank)
+            found = score_shared(model, probe, shared, mask_rank, UNCUT)
             difference = float(np.abs(np.array(found) - np.array(expected)).max())
         except (SharedPrefixUnsupportedError, ValueError, TypeError, AttributeError, IndexError):
             continue

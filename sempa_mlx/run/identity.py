@@ -5,9 +5,9 @@ import json
 from collections.abc import Iterable, Sequence
 
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.data.records import StsTask
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.load import LoadedModel
+from sempa_mlx.run.inputs import RunData
 from sempa_mlx.training.reference_store import row_key
 
 # What does not decide how a run goes on; files count by content, the model by its weights.
@@ -18,6 +18,7 @@ FREE = frozenset(
         "data.train",
         "data.dev",
         "data.limit",
+        "objective.kl_text",
         "train.iters",
         "eval.data",
         "eval.pairs",
@@ -31,7 +32,7 @@ FREE = frozenset(
 
 
 def run_identity(
-    config: SempaConfig, loaded: LoadedModel, rows: Sequence[TokenRow], dev: StsTask
+    config: SempaConfig, loaded: LoadedModel, rows: Sequence[TokenRow], data: RunData
 ) -> dict[str, str]:
     """Return everything that a run must share with a checkpoint to continue from it, as text."""
     settings = {
@@ -44,7 +45,9 @@ def run_identity(
         "base weights": loaded.fingerprint,
         "dtype": str(loaded.dtype),
         "training rows": _digest(row_key(row) for row in rows),
-        "dev pairs": _digest(repr(pair).encode() for pair in dev.pairs),
+        "dev pairs": _digest(repr(pair).encode() for pair in data.dev_task.pairs),
+        "validation rows": _digest(repr(record).encode() for record in data.dev_records),
+        "text to hold": _digest([data.kl_text.encode()]),
     }
 
 

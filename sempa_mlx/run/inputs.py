@@ -5,11 +5,11 @@ from pathlib import Path
 
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.preferences import PreferenceReport, read_preferences
-from sempa_mlx.data.readers import read_lines
+from sempa_mlx.data.readers import read_text
 from sempa_mlx.data.records import PreferenceRecord, StsTask
 from sempa_mlx.data.sources import Source, dev_source, training_source
 from sempa_mlx.data.sts_sets import load_dev_pairs
-from sempa_mlx.errors import ConfigError, DataError, Problem
+from sempa_mlx.errors import ConfigError, Problem
 from sempa_mlx.run.trackers import check_tracker
 
 
@@ -35,12 +35,12 @@ def read_run_data(config: SempaConfig) -> RunData:
     """Read training rows, validation rows and dev pairs.
 
     Raises:
-        ConfigError: the best step is chosen by rows that are not named.
+        ConfigError: settings that do not go together; all of them.
         DataError: a file is missing or malformed; all faults of a file at once.
     """
-    if config.eval.metric != "spearman" and config.data.dev is None:
-        what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
-        raise ConfigError(Problem(what, fix="set data.dev"), state="nothing was started")
+    faults = _combination_faults(config)
+    if faults:
+        raise ConfigError(faults, state="nothing was started")
     check_tracker(config.output.report_to)
     train = training_source(config.data.train)
     data = read_preferences(
@@ -62,12 +62,17 @@ def read_run_data(config: SempaConfig) -> RunData:
             candidates=config.candidates,
         ).records
     if "kl" in config.objective.terms and config.objective.kl_text is not None:
-        found.kl_text = _read_text(Path(config.objective.kl_text))
+        found.kl_text = read_text(Path(config.objective.kl_text), state="nothing was started")
     return found
 
 
-def _read_text(path: Path) -> str:
-    text = "\n".join(line.text for line in read_lines(path))
-    if not text.strip():
-        raise DataError(Problem("the file is empty", str(path)), state="nothing was started")
-    return text
+def _combination_faults(config: SempaConfig) -> list[Problem]:
+    """Return what is wrong with settings that are right by themselves."""
+    faults = []
+    if config.eval.metric != "spearman" and config.data.dev is None:
+        what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
+        faults.append(Problem(what, fix="set data.dev"))
+    if config.train.grad_checkpoint and config.lora.dropout:
+        what = "train.grad_checkpoint cannot draw the masks of lora.dropout twice alike"
+        faults.append(Problem(what, fix="set lora.dropout=0, or train.grad_checkpoint=false"))
+    return faults

@@ -62,7 +62,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         trainer,
         scorer,
         _evaluation(config, data, loaded, encoder),
-        run_identity(config, loaded, tokenized.rows, data.dev_task),
+        run_identity(config, loaded, tokenized.rows, data),
         len(tokenized.rows),
         tokenized.num_too_long,
         trainer.estimate_peak_gb(),

@@ -1,6 +1,7 @@
 """Continue a run from the newest sound checkpoint in its folder."""
 
 import time
+from typing import Any
 
 import mlx.core as mx
 
@@ -45,6 +46,6 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
     }
     run.started = time.perf_counter() - state["seconds"]
     run.num_lines = state["num_lines"]
-    best = mx.load(str(run.folder / WEIGHTS_FILE))
-    run.best_weights = dict(best) if isinstance(best, dict) else {}
+    best: Any = mx.load(str(run.folder / WEIGHTS_FILE))
+    run.best_weights = best
     return found.skipped

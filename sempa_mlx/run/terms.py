@@ -6,17 +6,18 @@ from sempa_mlx import runtime
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.records import PreferenceRecord
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import TokenizedPreferences
 from sempa_mlx.model.scoring import Scorer
+from sempa_mlx.training.contribution import Term
 from sempa_mlx.training.embedding_term import EmbeddingTerm, SentenceRow
 from sempa_mlx.training.kl_term import completion_kl, text_kl
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.reference_store import ReferenceStore, default_folder, store_path
 from sempa_mlx.training.terms import Objective
-from sempa_mlx.training.trainer import Term, micro_batch_tokens
+from sempa_mlx.training.trainer import micro_batch_tokens
 
 
 def preference_term(
@@ -30,7 +31,7 @@ def preference_term(
         path = store_path(
             default_folder(),
             fingerprint=loaded.fingerprint,
-            dtype=str(loaded.dtype).removeprefix("mlx.core."),
+            dtype=runtime.dtype_name(loaded.dtype),
             device=runtime.machine().device,
             candidates=candidates,
         )

@@ -72,7 +72,7 @@ class TrainingRun:
         config, loaded, report = self.config, self.loaded, self.data.report
         machine = runtime.machine()
         trainable, total = count_parameters(loaded.model)
-        dtype = str(loaded.dtype).removeprefix("mlx.core.")
+        dtype = runtime.dtype_name(loaded.dtype)
         dropped = sum(count for _, count in report.dropped) + self.num_too_long
         kind = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA"}[config.lora.kind]
         return {
@@ -111,7 +111,8 @@ class TrainingRun:
                 found = self._search_dial()
                 self._keep(found, log, track)
                 yield found
-        self._write(RESULTS_FILE, json.dumps(self.summary(), indent=2) + "\n")
+        if not self.world.rank:
+            write_text(self.folder / RESULTS_FILE, json.dumps(self.summary(), indent=2) + "\n")
 
     def _log(self) -> Any:  # noqa: ANN401 - a file, or nothing for processes that write nothing
         """Open the metrics: behind the lines that belong to the steps done, if any."""
@@ -127,35 +128,29 @@ class TrainingRun:
             self.encoder.save_settings(self.folder)
         return path.open("a", encoding="utf-8")
 
-    def _write(self, name: str, text: str) -> None:
-        if not self.world.rank:
-            write_text(self.folder / name, text)
-
     def _keep(self, event: Event, log: IO[str] | None, track: Tracker) -> None:
+        """Remember what an event says; the process that has the log writes it down."""
+        self._remember(event)
+        if log is None:
+            return
+        if isinstance(event, Evaluated) and event.weights is not None:
+            save_adapter(self.folder, event.weights, self.config.lora, self.loaded)
+            self.encoder.with_scale(event.score.scale).save_settings(self.folder)
+        if isinstance(event, DialSearched):
+            self.encoder.with_scale(event.scale).save_settings(self.folder)
+        record = as_record(event)
+        track(numbers(record), self.progress.step)
+        log.write(json.dumps(record) + "\n")
+        log.flush()
+
+    def _remember(self, event: Event) -> None:
+        self.num_lines += 1
         if isinstance(event, DialSearched):
             self.dial = event.scores
-            self._set_scale(event.scale)
         if isinstance(event, Evaluated):
             self.scores[str(event.step)] = event.score.value
             if event.weights is not None:
                 self.best_weights = event.weights
-                self._save_best(event)
-        self.num_lines += 1
-        record = as_record(event)
-        track(numbers(record), self.progress.step)
-        if log is not None:
-            log.write(json.dumps(record) + "\n")
-            log.flush()
-
-    def _save_best(self, event: Evaluated) -> None:
-        if self.world.rank or event.weights is None:
-            return
-        save_adapter(self.folder, event.weights, self.config.lora, self.loaded)
-        self._set_scale(event.score.scale)
-
-    def _set_scale(self, scale: float) -> None:
-        if not self.world.rank:
-            self.encoder.with_scale(scale).save_settings(self.folder)
 
     def _is_due(self, event: Event) -> bool:
         every = self.config.output.save_every
@@ -201,7 +196,7 @@ class TrainingRun:
         return {
             "metric": self.config.eval.metric,
             "base_dev_score": _defined(self.scores.get("0")),
-            "best_dev_score": _defined(max(self.dial.values(), default=progress.best_score)),
+            "best_dev_score": _defined(self.dial.get(self.best_scale, progress.best_score)),
             "best_step": progress.best_step,
             "best_scale": self.best_scale,
             "steps": progress.step,

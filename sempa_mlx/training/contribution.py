@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import mlx.core as mx
 from mlx.utils import tree_map
+
+from sempa_mlx.world import World
 
 Gradients = dict[str, Any]  # a tree of arrays, as the model's trainable parameters
 
@@ -32,6 +34,16 @@ class Contribution:
         total = tree_map(mx.add, self.gradients, gradients) if self.gradients else gradients
         mx.eval(total)
         self.gradients = total
+
+
+class Term(Protocol):
+    """A part of the loss."""
+
+    def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
+        """Return weighted loss and gradients of a batch of rows, given by their indices."""
+
+    def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
+        """Return the rows of the largest forward pass over these batches, the longest last."""
 
 
 def pair_metrics(

@@ -15,7 +15,8 @@ import mlx.nn as nn
 import numpy as np
 
 from sempa_mlx.config import ObjectiveConfig
-from sempa_mlx.data.batching import group_by_length
+from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.training.contribution import Contribution
 from sempa_mlx.training.objectives import contrastive_nll
@@ -49,8 +50,8 @@ class EmbeddingTerm:
         Args:
             model: the model whose adapter is trained.
             rows: one row for each preference row.
-            embed: turns token rows into (rows, dim) float32 embeddings under the adapter as it is
-                dialled, with gradients; cosines are taken here.
+            embed: turns token rows into (rows, hidden size) float32 embeddings under the adapter as
+                it is dialled, with gradients; cosines are taken here.
             settings: weight, temperature and whether cosines count against the base's.
             micro_batch_tokens: bound of one forward pass.
         """
@@ -71,15 +72,12 @@ class EmbeddingTerm:
         rows = [self._rows[index] for index in batch]
         sentences = list(dict.fromkeys(s for row in rows for s in (row.anchor, *row.candidates)))
         own = world.share(range(len(sentences)))
-        groups = [
-            [own[place] for place in group]
-            for group in group_by_length(
-                [len(sentences[index]) for index in own], self._micro_batch_tokens
-            )
-        ]
+        groups = batches_by_length(
+            own, lambda index: len(sentences[index]), self._micro_batch_tokens
+        )
         base = self._base_embeddings(sentences) if self._settings.adjusted else None
         if len(groups) == 1 and world.size == 1:
-            mx.random.seed(seed)
+            mx.random.seed(world.seed(seed, 0))
             return self._at_once(sentences, base, rows)
         embeddings = self._embed_all(sentences, groups, world, seed)
         loss, pulls = mx.value_and_grad(self._loss)(embeddings, base, rows, sentences)
@@ -124,27 +122,18 @@ class EmbeddingTerm:
         self, sentences: Sequence[Sentence], groups: list[list[int]], world: World, seed: int
     ) -> mx.array:
         """Return the embeddings of all sentences, (sentences, dim), without a graph."""
-        vectors: np.ndarray | None = None
+        vectors = np.zeros((len(sentences), hidden_size(self._model)), dtype=np.float32)
         for place, group in enumerate(groups):
             mx.random.seed(world.seed(seed, place))
-            found = np.array(self._embed([sentences[index] for index in group]))
-            if vectors is None:
-                vectors = np.zeros((len(sentences), found.shape[1]), dtype=np.float32)
-            vectors[group] = found
-        if vectors is None:  # fewer sentences than processes
-            vectors = np.zeros((len(sentences), self._dim(sentences[0])), dtype=np.float32)
+            vectors[group] = np.array(self._embed([sentences[index] for index in group]))
         total: mx.array = world.total(mx.array(vectors))
         return total
-
-    def _dim(self, sentence: Sentence) -> int:
-        return int(self._embed([sentence]).shape[1])
 
     def _base_embeddings(self, sentences: Sequence[Sentence]) -> mx.array:
         """Return what the untouched base gives; each sentence is embedded once a run."""
         missing = [sentence for sentence in sentences if sentence not in self._base]
         with dialled(self._model, 0.0):
-            for group in group_by_length([len(s) for s in missing], self._micro_batch_tokens):
-                members = [missing[index] for index in group]
+            for members in batches_by_length(missing, len, self._micro_batch_tokens):
                 self._base.update(zip(members, np.array(self._embed(members)), strict=True))
         return mx.array(np.stack([self._base[sentence] for sentence in sentences]))
 

@@ -12,8 +12,9 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from sempa_mlx.data.batching import group_by_length
-from sempa_mlx.model.forward import TokenRow, final_hidden
+from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.head import trained_kl
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.model.scoring import Scorer
@@ -79,8 +80,7 @@ def completion_kl(
 
     def parts_of(batch: Sequence[int], world: World, _seed: int) -> list[list[TokenRow]]:
         own = [rows[index] for index in world.share(batch)]
-        groups = group_by_length([scorer.own_tokens(row) for row in own], batch_tokens)
-        return [[own[place] for place in group] for group in groups]
+        return batches_by_length(own, scorer.own_tokens, batch_tokens)
 
     return KlTerm(model, weight, parts_of, lambda part: scorer.states(model, part).hidden)
 

@@ -5,12 +5,11 @@ passes over the longest rows tell the height of the large one, whatever the mode
 """
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import mlx.core as mx
 
 from sempa_mlx.runtime import GB
-from sempa_mlx.training.contribution import Contribution
+from sempa_mlx.training.contribution import Term
 from sempa_mlx.world import World
 
 # The largest pass is tried with a quarter and half of its rows: with fewer, its completions may not
@@ -18,17 +17,7 @@ from sempa_mlx.world import World
 PROBE_SHARES = (4, 2)
 
 
-class Sized(Protocol):
-    """A term of the loss that can name its largest forward pass."""
-
-    def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
-        """Return the rows of the largest forward pass over these batches, the longest last."""
-
-    def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
-        """Return loss and gradients of a batch of rows."""
-
-
-def estimate_peak_gb(terms: Sequence[Sized], batches: Sequence[Sequence[int]]) -> float:
+def estimate_peak_gb(terms: Sequence[Term], batches: Sequence[Sequence[int]]) -> float:
     """Return the expected peak of a run's memory in GB (1e9 bytes), as mlx counts it.
 
     Terms follow one another, so the largest decides. The model must be in training mode.
@@ -40,7 +29,7 @@ def estimate_peak_gb(terms: Sequence[Sized], batches: Sequence[Sequence[int]]) -
     return max((_peak(term, batches) for term in terms), default=0.0) / GB
 
 
-def _peak(term: Sized, batches: Sequence[Sequence[int]]) -> float:
+def _peak(term: Term, batches: Sequence[Sequence[int]]) -> float:
     largest = term.largest_pass(batches)
     if not largest:
         return 0.0
@@ -52,7 +41,7 @@ def _peak(term: Sized, batches: Sequence[Sequence[int]]) -> float:
     return peaks[1] + slope * (len(largest) - counts[1])
 
 
-def _tried(term: Sized, rows: Sequence[int]) -> float:
+def _tried(term: Term, rows: Sequence[int]) -> float:
     """Return the peak of one contribution, in bytes; its cached buffers are given back."""
     mx.clear_cache()
     mx.reset_peak_memory()

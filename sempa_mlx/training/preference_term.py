@@ -12,8 +12,8 @@ import mlx.nn as nn
 import numpy as np
 
 from sempa_mlx.config import ObjectiveConfig
-from sempa_mlx.data.batching import group_by_length
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.scoring import Scored, Scorer, score_states
 from sempa_mlx.training.contribution import Contribution
 from sempa_mlx.training.reference import Reference
@@ -94,9 +94,11 @@ class PreferenceTerm:
 
     def _micro_batches(self, indices: Sequence[int]) -> list[list[int]]:
         """Cut rows into forward passes that fit the token budget."""
-        lengths = [self._scorer.own_tokens(self._rows[index]) for index in indices]
-        groups = group_by_length(lengths, self._micro_batch_tokens)
-        return [[indices[place] for place in group] for group in groups]
+        return batches_by_length(
+            indices,
+            lambda index: self._scorer.own_tokens(self._rows[index]),
+            self._micro_batch_tokens,
+        )
 
     def _reference_of(self, members: Sequence[int]) -> Scored:
         if self._objective.needs_reference:

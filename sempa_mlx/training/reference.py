@@ -6,7 +6,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.model.scoring import Scored, Scorer
 from sempa_mlx.training.reference_store import ReferenceStore, row_key

@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sempa_mlx.errors import Problem
+from sempa_mlx.files import cache_folder
 
 if TYPE_CHECKING:  # it would bring in mlx, and files need none
-    from sempa_mlx.model.forward import TokenRow
+    from sempa_mlx.model.completions import TokenRow
 
 FORMAT = 1  # to be raised when the code would compute other values, or write other records
 KEY_BYTES = 16
@@ -40,10 +41,8 @@ def row_key(row: "TokenRow") -> bytes:
 
 
 def default_folder() -> Path:
-    """Return the folder beside the Hub cache where reference values are kept; HF_HOME moves it."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).parent / "sempa-mlx" / "reference"
+    """Return the folder where reference values are kept."""
+    return cache_folder() / "reference"
 
 
 def store_path(folder: Path, *, fingerprint: str, dtype: str, device: str, candidates: int) -> Path:

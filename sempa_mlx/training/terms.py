@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import NamedTuple
 
 import mlx.core as mx
 
 from sempa_mlx.config import ObjectiveConfig
 from sempa_mlx.config_terms import RANKED, REFERENCE_FREE
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.scoring import Scored
 from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
 from sempa_mlx.training.pairwise import BATCHWISE, PAIR_LOSSES, Pairs
@@ -43,7 +44,7 @@ class Objective:
 
     settings: ObjectiveConfig
 
-    @property
+    @cached_property
     def weights(self) -> dict[str, float]:
         """Return the weight of every term here, with compound ones taken apart."""
         weights: dict[str, float] = {}

@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -20,7 +19,7 @@ from sempa_mlx.config import EvalConfig, TrainConfig
 from sempa_mlx.errors import RunError
 from sempa_mlx.model.lora import adapter_weights
 from sempa_mlx.runtime import is_gpu, peak_memory_gb
-from sempa_mlx.training.contribution import Contribution, Gradients, pair_metrics
+from sempa_mlx.training.contribution import Contribution, Gradients, Term, pair_metrics
 from sempa_mlx.training.events import Evaluated, Event, Score, StepDone, StepSkipped
 from sempa_mlx.training.memory import estimate_peak_gb
 from sempa_mlx.training.optimizer import AdapterOptimizer
@@ -38,16 +37,6 @@ def micro_batch_tokens(settings: TrainConfig) -> int:
     """Return the bound of one forward pass, in tokens."""
     default = GPU_MICRO_BATCH_TOKENS if is_gpu() else CPU_MICRO_BATCH_TOKENS
     return settings.micro_batch_tokens or default
-
-
-class Term(Protocol):
-    """A part of the loss."""
-
-    def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
-        """Return weighted loss and gradients of a batch of rows, given by their indices."""
-
-    def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
-        """Return the rows of the largest forward pass over these batches, the longest last."""
 
 
 @dataclass(slots=True)
@@ -122,8 +111,7 @@ class Trainer:
         """Continue from what `progress`, `adapter_weights` and `optimizer_state` were."""
         self.progress = progress
         self._model.load_weights(list(adapter.items()), strict=False)
-        if optimizer:
-            self._optimizer.restore(optimizer)
+        self._optimizer.restore(optimizer)
 
     def run(self, evaluate: Callable[[int], Score], evaluation: EvalConfig) -> Iterator[Event]:
         """Train, yielding events; the base counts as step 0 of the search for the best step.

@@ -1,10 +1,12 @@
-from itertools import chain, pairwise
+from itertools import chain, combinations, pairwise
 
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sempa_mlx.data.batching import (
     WINDOW_BATCHES,
+    batches_by_length,
+    cut_by_length,
     epoch_order,
     group_by_length,
     step_batches,
@@ -46,6 +48,39 @@ def test_only_a_lone_item_may_pass_the_budget(lengths, budget):
 
 
 @FEW
+@given(lengths=LENGTHS, budget=BUDGET)
+def test_batches_hold_the_items_themselves(lengths, budget):
+    words = ["x" * length for length in lengths]
+    groups = group_by_length(lengths, budget)
+    assert batches_by_length(words, len, budget) == [[words[i] for i in g] for g in groups]
+
+
+def test_cuts_by_hand():
+    """Two of 3 and one of 20: apart they cost 6 + 20 and two groups, together 60 and one."""
+    assert cut_by_length([3, 20, 3], group_cost=10) == [[0, 2], [1]]
+    assert cut_by_length([3, 20, 3], group_cost=100) == [[0, 2, 1]]
+    assert cut_by_length([], group_cost=1) == []
+
+
+@FEW
+@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), group_cost=st.integers(0, 60))
+def test_no_other_cut_costs_less(lengths, group_cost):
+    """All ways to cut the sorted lengths, tried one by one."""
+
+    def cost(groups):
+        return sum(len(group) * max(group) + group_cost for group in groups)
+
+    ordered = sorted(lengths)
+    least = min(
+        cost([ordered[a:b] for a, b in pairwise((0, *inner, len(ordered)))])
+        for size in range(len(ordered))
+        for inner in combinations(range(1, len(ordered)), size)
+    )
+    found = cut_by_length(lengths, group_cost)
+    assert sorted(chain(*found)) == list(range(len(lengths)))
+    assert cost([[lengths[index] for index in group] for group in found]) == least
+
+
 @given(lengths=LENGTHS, budget=BUDGET)
 def test_groups_go_from_short_to_long_and_could_not_be_joined(lengths, budget):
     groups = group_by_length(lengths, budget)

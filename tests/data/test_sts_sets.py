@@ -4,8 +4,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sempa_mlx.data.records import StsPair
-from sempa_mlx.data.sts_sets import TASKS, load_dev_pairs, load_sts_tasks, read_sts_file
+from sempa_mlx.data.records import StsPair, StsSubset
+from sempa_mlx.data.sts_sets import TASKS, load_dev_pairs, load_sts_tasks
 from sempa_mlx.errors import DataError, UsageError
 
 PAIRS = {
@@ -31,54 +31,6 @@ def faults_of(call, *args, **options):
     return [str(problem) for problem in caught.value.problems]
 
 
-def test_pairs_are_split_on_tabs_and_line_feeds_only(tmp_path):
-    text = '4.400\t He said "no\t"yes" \r\n0\tNA\tnull\u2028x\n-1e-1\ta\tb'
-    assert read_sts_file(put(tmp_path / "a.tsv", text)) == (
-        StsPair(4.4, ' He said "no', '"yes" '),
-        StsPair(0.0, "NA", "null\u2028x"),
-        StsPair(-0.1, "a", "b"),
-    )
-
-
-def test_all_faults_of_a_pair_file_are_told(tmp_path):
-    lines = ["1\ta\tb", "1\ta", "1\ta\tb\tc", "", "x\ta\tb", "nan\t \t", "1_0\ta\tb", "1e999\ta\tb"]
-    path = put(tmp_path / "a.tsv", "\n".join(lines))
-    path.write_bytes(path.read_bytes() + b"\n1\t\xff\tb\n")
-    number = "the score is not a finite number"
-    assert faults_of(read_sts_file, path) == [
-        f"{path}:2: 2 columns instead of 3",
-        f"{path}:3: 4 columns instead of 3",
-        f"{path}:4: 1 columns instead of 3",
-        f"{path}:5: {number}",
-        f"{path}:6: {number}",
-        f"{path}:6: sentence 1 holds only blanks",
-        f"{path}:6: sentence 2 is empty",
-        f"{path}:7: {number}",
-        f"{path}:8: {number}",
-        f"{path}:9: not UTF-8",
-    ]
-
-
-def test_a_file_without_pairs_is_a_fault(tmp_path):
-    path = put(tmp_path / "a.tsv", "")
-    assert faults_of(read_sts_file, path) == [f"{path}: no pairs"]
-
-
-@settings(
-    max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
-@given(st.binary(max_size=80) | st.text("0123.\t\nab ", max_size=60).map(str.encode))
-def test_any_bytes_give_pairs_or_a_data_error(tmp_path, content):
-    path = tmp_path / "a.tsv"
-    path.write_bytes(content)
-    try:
-        pairs = read_sts_file(path)
-    except DataError as error:
-        assert all(problem.place.startswith(str(path)) for problem in error.problems)  # noqa: PT017
-    else:
-        assert len(pairs) == len(content.removesuffix(b"\n").split(b"\n"))
-
-
 @pytest.fixture
 def tsv_root(tmp_path):
     for name in ("b.one", "a.two"):
@@ -102,6 +54,8 @@ def test_tab_separated_folders_under_senteval(tsv_root):
     assert first_sentences(sts12) == ["a.two x", "b.one x"]
     assert first_sentences(stsb) == ["test"]
     assert first_sentences(sick) == ["test"]
+    assert sts12.subsets == (StsSubset("a.two", 1), StsSubset("b.one", 1))
+    assert stsb.subsets == sick.subsets == (), "one file is no subset"
 
 
 def test_tab_separated_folders_under_mteb(tsv_root):
@@ -138,9 +92,11 @@ def test_sentevals_own_folders(senteval_root):
     )
     assert sts15.pairs == (StsPair(4.5, "a b", "c"), StsPair(0, "d", "e"), StsPair(3, "f", "g"))
     assert stsb.pairs == (StsPair(2.6, 'test "x" y', "z"), StsPair(1, "q", "r"))
+    assert sts15.subsets == (StsSubset("belief", 2), StsSubset("images", 1))
     assert sick.pairs == (StsPair(4.5, "SICK_test_annotated", "B"),)
     (sick,) = load_sts_tasks(senteval_root, ["SICKR"], protocol="mteb")
     assert first_sentences(sick) == ["SICK_train", "SICK_trial", "SICK_test_annotated"]
+    assert [subset.name for subset in sick.subsets] == ["train", "trial", "test"]
 
 
 def test_the_benchmarks_own_dev_file(senteval_root):
@@ -221,6 +177,15 @@ def test_the_real_sets_have_the_published_sizes(shared_data, folder):
     tasks = load_sts_tasks(shared_data / folder, protocol="senteval")
     assert {task.name: len(task.pairs) for task in tasks} == PAIRS
     assert tuple(PAIRS) == TASKS
+    for task in tasks:
+        assert sum(subset.num_pairs for subset in task.subsets) in (0, len(task.pairs))
+    assert {subset.name: subset.num_pairs for subset in tasks[0].subsets} == {
+        "MSRpar": 750,
+        "MSRvid": 750,
+        "SMTeuroparl": 459,
+        "surprise.OnWN": 750,
+        "surprise.SMTnews": 399,
+    }
     assert all(pair.sentence1 == " ".join(pair.sentence1.split()) for pair in tasks[1].pairs)
 
 

@@ -15,7 +15,7 @@ from sempa_mlx.encoder.settings import SETTINGS_FILE, EncoderSettings, read_sett
 from sempa_mlx.errors import ModelError, UsageError
 from sempa_mlx.model.lora import adapter_weights, attach, save_adapter
 from tests.encoder.oracle import layers_one_by_one, one_by_one
-from tests.tiny import MISFITS, SHARING, tiny_loaded, write_tiny_folder
+from tests.tiny import MISFITS, SHARING, move_adapter, tiny_loaded, write_tiny_folder
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 METHOD = st.sampled_from(sorted(METHODS))
@@ -42,10 +42,7 @@ def encoder_of(kind="llama", **changes):
 
 def put_adapter(loaded, size=0.3):
     attach(loaded.model, LORA, seed=1)
-    for index, (name, value) in enumerate(adapter_weights(loaded.model).items()):
-        if name.endswith("lora_b"):
-            noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
-            loaded.model.load_weights([(name, noise)], strict=False)
+    move_adapter(loaded.model, size)
     return loaded
 
 

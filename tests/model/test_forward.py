@@ -9,21 +9,19 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.model import forward
+from sempa_mlx.model import completions, forward
+from sempa_mlx.model.completions import UNCUT, TokenRow, score_plain, score_shared
 from sempa_mlx.model.forward import (
     GROUPED_MASK_RANK,
     PLAIN_MASK_RANK,
     SharedPrefixUnsupportedError,
-    TokenRow,
     common_prefix,
     final_hidden,
     pad_right,
-    score_plain,
-    score_shared,
 )
 from sempa_mlx.model.head import target_logps, text_model
 from sempa_mlx.model.lora import attach
-from tests.tiny import MISFITS, SHARING, VOCABULARY, WINDOW, tiny_model
+from tests.tiny import MISFITS, SHARING, VOCABULARY, WINDOW, move_adapter, tiny_model
 
 NATS = 1e-4
 model_of = functools.cache(tiny_model)
@@ -144,10 +142,7 @@ def test_a_multimodal_wrapper_scores_as_its_language_model():
 def with_adapter(kind):
     model = tiny_model(kind)
     attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
-    for index, (name, value) in enumerate(tree_flatten(model.trainable_parameters())):
-        if name.endswith("lora_b"):  # zero: then lora_a would have no gradient at all
-            noise = mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, 0.1 * noise)], strict=False)
+    move_adapter(model, 0.1)  # while lora_b is zero, lora_a has no gradient at all
     return model
 
 
@@ -172,12 +167,13 @@ def gradients(model, score):
         ("gemma2", "three"),
     ],
 )
-def test_gradients_of_the_adapter_agree_on_all_paths(kind, case):
+@pytest.mark.parametrize("pass_tokens", [1, 1000])  # a pass for each length, one for all
+def test_gradients_of_the_adapter_agree_on_all_paths(kind, case, pass_tokens):
     model, rows = with_adapter(kind), CASES[case]
-    shared_prefix = shared_of(case)
+    how = (shared_of(case), mask_rank(kind), pass_tokens)
     naive = gradients(model, lambda m: naive_scores(m, rows))
     plain = gradients(model, lambda m: score_plain(m, rows))
-    shared = gradients(model, lambda m: score_shared(m, rows, shared_prefix, mask_rank(kind)))
+    shared = gradients(model, lambda m: score_shared(m, rows, *how))
     assert naive.keys() == plain.keys() == shared.keys()
     assert {name.rpartition(".")[2] for name in naive} == {"lora_a", "lora_b"}
     for name, expected in naive.items():
@@ -221,10 +217,20 @@ def score_after(model, rows, layers):
 # Padding
 
 
+@pytest.mark.parametrize("kind", SHARING)
+@pytest.mark.parametrize("case", ["two", "three", "unshared"])
+@pytest.mark.parametrize("pass_tokens", [1, 8, 1000])
+def test_how_rows_are_cut_into_passes_changes_no_score(kind, case, pass_tokens):
+    model, rows = model_of(kind), CASES[case]
+    found = np.array(score_shared(model, rows, shared_of(case), mask_rank(kind), pass_tokens))
+    np.testing.assert_allclose(found, np.array(score_plain(model, rows)), atol=NATS, rtol=0)
+
+
 @pytest.mark.parametrize("kind", ["llama", "gemma2"])
 def test_pads_are_inert(kind, monkeypatch):
     model, rows = model_of(kind), CASES["three"]
-    shared, plain = score_shared(model, rows, 3, mask_rank(kind)), score_plain(model, rows)
+    uncut = (3, mask_rank(kind), UNCUT)
+    shared, plain = score_shared(model, rows, *uncut), score_plain(model, rows)
 
     def pad_with_noise(rows):
         padded = np.random.default_rng(0).integers(1, VOCABULARY, (len(rows), max(map(len, rows))))
@@ -232,9 +238,10 @@ def test_pads_are_inert(kind, monkeypatch):
             padded[index, : len(row)] = row
         return padded.astype(np.int32)
 
-    monkeypatch.setattr(forward, "pad_right", pad_with_noise)
+    for module in (forward, completions):
+        monkeypatch.setattr(module, "pad_right", pad_with_noise)
     np.testing.assert_allclose(
-        np.array(score_shared(model, rows, 3, mask_rank(kind))), np.array(shared), atol=1e-5
+        np.array(score_shared(model, rows, *uncut)), np.array(shared), atol=1e-5
     )
     np.testing.assert_allclose(np.array(score_plain(model, rows)), np.array(plain), atol=1e-5)
 

@@ -27,7 +27,7 @@ from sempa_mlx.model.lora import (
     read_adapter_config,
     save_adapter,
 )
-from tests.tiny import tiny_loaded, tiny_model
+from tests.tiny import move_adapter, tiny_loaded, tiny_model
 
 TOKENS = mx.array([[5, 9, 17, 33, 2, 64]])
 SETTINGS = LoraConfig(rank=4, alpha=8.0)
@@ -49,16 +49,6 @@ def outputs(model):
     return np.array(model(TOKENS))
 
 
-def set_lora_b(model, size=0.1):
-    """Give the adapter weights as training leaves them (and DoRA other magnitudes)."""
-    for index, (name, value) in enumerate(tree_flatten(model.trainable_parameters())):
-        noise = size * mx.random.normal(value.shape, key=mx.random.key(index))
-        if name.endswith("lora_b"):
-            model.load_weights([(name, noise)], strict=False)
-        elif name.endswith(".m"):
-            model.load_weights([(name, value * (1 + noise))], strict=False)
-
-
 def settings_of(kind, **changes):
     return LoraConfig(**{"kind": kind, "rank": 4, "alpha": 8.0} | changes)
 
@@ -66,7 +56,7 @@ def settings_of(kind, **changes):
 def adapted(settings=SETTINGS, **changes):
     loaded = tiny_loaded(**changes)
     attach(loaded.model, settings, seed=3)
-    set_lora_b(loaded.model)
+    move_adapter(loaded.model, 0.1)
     return loaded
 
 
@@ -80,7 +70,7 @@ def base_of(bits):
 def trained_of(kind, bits):
     loaded = base_of(bits)
     attach(loaded.model, settings_of(kind), seed=3)
-    set_lora_b(loaded.model)
+    move_adapter(loaded.model, 0.1)
     return loaded
 
 
@@ -179,7 +169,7 @@ def test_gradients_on_packed_weights_are_those_on_the_unpacked_ones(kind, bits):
     found = []
     for model in (packed, unpacked):
         attach(model, settings_of(kind), seed=3)
-        set_lora_b(model)
+        move_adapter(model, 0.1)
         found.append(loss_and_gradients(model))
     (loss, gradients), (expected_loss, expected) = found
     assert math.isclose(loss, expected_loss, rel_tol=1e-4)
@@ -470,7 +460,7 @@ def test_keys_of_blocks_under_another_name_are_written(tmp_path):
     trained = replace(tiny_loaded(), model=model)
     settings = LoraConfig(rank=2, keys=("attn.c_attn", "mlp.c_fc"))
     attach(model, settings, seed=0)
-    set_lora_b(model)
+    move_adapter(model, 0.1)
     save_adapter(tmp_path, adapter_weights(model), settings, trained)
     keys = read_adapter_config(tmp_path)["lora_parameters"]["keys"]
     assert keys == ["attn.c_attn", "mlp.c_fc"]
@@ -499,7 +489,7 @@ def test_an_adapter_of_mlx_lm_without_our_key_is_loaded(saved):
 
 def test_saving_replaces_the_adapter_of_before(saved):
     trained, folder = saved
-    set_lora_b(trained.model, size=0.3)
+    move_adapter(trained.model, 0.3)
     save_adapter(folder, adapter_weights(trained.model), SETTINGS, trained)
     fresh = tiny_loaded()
     load_adapter(fresh, folder)

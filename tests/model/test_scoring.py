@@ -1,12 +1,14 @@
 import functools
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
 import pytest
 
 from sempa_mlx.errors import UsageError
-from sempa_mlx.model import forward, scoring
-from sempa_mlx.model.forward import GROUPED_MASK_RANK, PLAIN_MASK_RANK, TokenRow, score_plain
+from sempa_mlx.model import completions, scoring
+from sempa_mlx.model.completions import TokenRow, score_plain
+from sempa_mlx.model.forward import GROUPED_MASK_RANK, PLAIN_MASK_RANK
 from sempa_mlx.model.scoring import Scorer, choose_scoring
 from tests.tiny import MISFITS, WINDOW, tiny_model
 
@@ -85,13 +87,13 @@ def test_scores_that_are_wrong_only_beside_longer_prompts_are_found(monkeypatch)
     """The longest prompt with the longest completions may hide what padding does to the others."""
     longest = TokenRow((1, 2, 3, 4, 5, 6, 7, 8), ((6, 7, 8, 9), (7,)))
     short = TokenRow((1, 2, 9), ((6,), (7, 8)))
-    hidden = forward._after_prompts
+    hidden = completions._after_prompts
 
     def sees_pads(*args):
         past = hidden(*args)
-        return forward.Past(past.layers, mx.ones_like(past.visible), past.positions)
+        return replace(past, visible=mx.ones_like(past.visible))
 
-    monkeypatch.setattr(forward, "_after_prompts", sees_pads)
+    monkeypatch.setattr(completions, "_after_prompts", sees_pads)
     assert choose_scoring(model_of("llama"), [longest], mx.float32).path == "shared"
     assert choose_scoring(model_of("llama"), [longest, short], mx.float32).path == "plain"
 

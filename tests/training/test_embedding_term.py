@@ -9,11 +9,11 @@ from scipy.special import logsumexp
 
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.model.lora import adapter_weights, attach
+from sempa_mlx.model.lora import attach
 from sempa_mlx.training.embedding_term import EmbeddingTerm, SentenceRow, same_sentences
 from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.world import World
-from tests.tiny import tiny_loaded
+from tests.tiny import move_adapter, tiny_loaded
 
 TEXTS = [
     ("A cat sleeps.", "The cat is asleep.", "A dog barks at night."),
@@ -29,10 +29,7 @@ def made(*, tokens=100_000, adjusted=False, weight=1.0, noise=0.0, dropout=0.0):
     """A tiny encoder with an adapter that has moved by `noise`, and the term on it."""
     loaded = tiny_loaded("llama", num_hidden_layers=2)
     attach(loaded.model, LoraConfig(rank=4, alpha=8.0, dropout=dropout), seed=1)
-    for index, (name, value) in enumerate(adapter_weights(loaded.model).items()):
-        if name.endswith("lora_b") and noise:
-            moved = noise * mx.random.normal(value.shape, key=mx.random.key(index))
-            loaded.model.load_weights([(name, moved)], strict=False)
+    move_adapter(loaded.model, noise)
     encoder = Encoder(loaded)
     flat = iter(encoder.tokenize([text for row in TEXTS for text in row]))
     rows = [SentenceRow(next(flat), (next(flat), next(flat))) for _ in TEXTS]

@@ -7,12 +7,12 @@ from mlx.utils import tree_flatten
 from scipy.special import log_softmax
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.lora import adapter_weights, attach, dialled
 from sempa_mlx.model.scoring import choose_scoring
 from sempa_mlx.training.kl_term import TEXT_ROW, completion_kl, text_kl
 from sempa_mlx.world import World
-from tests.tiny import VOCABULARY, tiny_model
+from tests.tiny import VOCABULARY, move_adapter, tiny_model
 
 RANDOM = np.random.default_rng(0)
 TEXT = [int(token) for token in RANDOM.integers(0, VOCABULARY, 3 * TEXT_ROW + 5)]
@@ -28,10 +28,7 @@ def model():
     """A tiny model whose adapter has moved."""
     model = tiny_model("llama", num_hidden_layers=1)
     attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
-    for index, (name, value) in enumerate(adapter_weights(model).items()):
-        if name.endswith("lora_b"):
-            moved = 0.3 * mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, moved)], strict=False)
+    move_adapter(model, 0.3)
     return model
 
 

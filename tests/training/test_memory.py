@@ -12,8 +12,7 @@ from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.trainer import Trainer
 from sempa_mlx.world import World
-from tests.tiny import tiny_model
-from tests.training.test_preference_term import make_rows
+from tests.tiny import make_rows, tiny_model
 
 MB = 1 << 20
 
@@ -55,7 +54,7 @@ def test_a_pass_of_one_row_and_no_pass_at_all():
 
 @pytest.mark.parametrize("tokens", [1500, 100_000])
 def test_the_estimate_of_a_real_model_is_near_its_peak(tokens):
-    rows = make_rows(count=192, candidates=2)
+    rows = make_rows(count=192)
     model = tiny_model("llama", vocab_size=2048)
     attach(model, LoraConfig(rank=4), seed=1)
     scorer = choose_scoring(model, rows, mx.float32)

@@ -7,41 +7,25 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.config_terms import TERMS
-from sempa_mlx.model.forward import TokenRow
 from sempa_mlx.model.lora import adapter_weights, attach
 from sempa_mlx.model.scoring import choose_scoring
 from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.world import World
-from tests.tiny import VOCABULARY, tiny_model
+from tests.tiny import make_rows, move_adapter, tiny_model
 
 LOSSES = [name for name in TERMS if name not in ("embedding", "kl")]
-
-
-def make_rows(count, candidates):
-    random = np.random.default_rng(4)
-
-    def tokens(low, high):
-        return tuple(int(t) for t in random.integers(1, VOCABULARY, random.integers(low, high)))
-
-    return [
-        TokenRow((1, 2, 3, *tokens(2, 6)), tuple(tokens(3, 12) for _ in range(candidates)))
-        for _ in range(count)
-    ]
 
 
 def made(loss, *, tokens=100_000, noise=0.0, candidates=None, count=8, **settings):
     """A tiny model with an adapter that has moved by `noise`, and the term on it."""
     ranked = any(word in loss for word in ("listwise", "softmax"))
-    rows = make_rows(count, candidates or (3 if ranked else 2))
+    rows = make_rows(count, candidates or (3 if ranked else 2), seed=4)
     model = tiny_model("llama", num_hidden_layers=1)
     attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
     scorer = choose_scoring(model, rows, mx.float32)
-    for index, (name, value) in enumerate(adapter_weights(model).items()):
-        if name.endswith("lora_b") and noise:
-            moved = noise * mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, moved)], strict=False)
+    move_adapter(model, noise)
     objective = ObjectiveConfig(loss=loss, **settings)
     reference = Reference(model, scorer, rows)
     return model, PreferenceTerm(model, rows, scorer, reference, objective, tokens)

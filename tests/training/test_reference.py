@@ -7,43 +7,24 @@ import pytest
 from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.lora import attach
 from sempa_mlx.model.scoring import Scored, choose_scoring
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.reference_store import ReferenceStore, store_path
-from tests.tiny import VOCABULARY, tiny_model, weights_hash
+from tests.tiny import make_rows, move_adapter, tiny_model, weights_hash
 
 KINDS = ("llama", "gemma2", "lfm2")  # shared, shared with a wider mask, plain
 GROUPS = [[3, 0, 5], [1], [7, 6, 2, 4]]
 OTHER_GROUPS = [[0, 1, 2, 3, 4, 5, 6], [7]]
-
-
-def make_rows(count=8, candidates=2, seed=0):
-    """Rows of random tokens that share their first three prompt tokens; lengths differ."""
-    random = np.random.default_rng(seed)
-
-    def tokens(low, high):
-        ids = random.integers(1, VOCABULARY, random.integers(low, high))
-        return tuple(int(token) for token in ids)
-
-    return [
-        TokenRow((1, 2, 3, *tokens(2, 6)), tuple(tokens(1, 12) for _ in range(candidates)))
-        for _ in range(count)
-    ]
-
-
-ROWS = make_rows()
+ROWS = make_rows(shortest=1)
 
 
 def trained_model(kind="llama", seed=0, *, adapter="lora", dropout=0.0):
     """A tiny model whose adapter changes every score by far."""
     model = tiny_model(kind, seed)
     attach(model, LoraConfig(kind=adapter, rank=4, alpha=8.0, dropout=dropout), seed=1)
-    for index, (name, value) in enumerate(tree_flatten(model.trainable_parameters())):
-        if name.endswith("lora_b"):
-            noise = 0.5 * mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, noise)], strict=False)
+    move_adapter(model, 0.5)
     return model
 
 
@@ -108,7 +89,7 @@ def test_values_are_those_of_the_untouched_model(kind, adapter, online):
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("candidates", [2, 3])
 def test_kept_values_equal_those_computed_anew(kind, candidates, tmp_path):
-    model, rows = trained_model(kind), make_rows(candidates=candidates)
+    model, rows = trained_model(kind), make_rows(candidates=candidates, shortest=1)
     scorer = scorer_of(model, rows)
     expected = score_in(Reference(model, scorer, rows, online=True), GROUPS)
     kept = [
@@ -289,7 +270,7 @@ def test_other_token_ids_find_nothing(tmp_path, change):
 
 
 def test_other_candidates_find_nothing_and_disturb_nothing(tmp_path):
-    model, three = trained_model(), make_rows(candidates=3)
+    model, three = trained_model(), make_rows(candidates=3, shortest=1)
     pairs = [TokenRow(row.prompt, row.completions[:2]) for row in three]
     for rows in (three, pairs):
         scorer, candidates = scorer_of(model, rows), len(rows[0].completions)

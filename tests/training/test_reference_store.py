@@ -18,7 +18,7 @@ from huggingface_hub import constants
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.training.reference_store import (
     ReferenceStore,
     default_folder,

@@ -8,7 +8,7 @@ import pytest
 from scipy.special import logsumexp
 
 from sempa_mlx.config import ObjectiveConfig
-from sempa_mlx.model.forward import TokenRow
+from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.scoring import Scored
 from sempa_mlx.training.terms import Objective, Totals, batch_totals, completion_lengths
 

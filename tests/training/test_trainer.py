@@ -9,14 +9,14 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.config import EvalConfig, LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.errors import RunError
-from sempa_mlx.model.forward import TokenRow, score_plain
+from sempa_mlx.model.completions import score_plain
 from sempa_mlx.model.lora import adapter_weights, attach
 from sempa_mlx.model.scoring import Scorer, choose_scoring, score_states
 from sempa_mlx.training.events import Evaluated, Score, StepDone, StepSkipped
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.trainer import Trainer, count_parameters, micro_batch_tokens
-from tests.tiny import VOCABULARY, tiny_model
+from tests.tiny import make_rows, move_adapter, tiny_model
 
 BETA = 0.5
 NEVER = EvalConfig(every=1000)
@@ -40,22 +40,6 @@ TRL_NAMES = {
 def one_block():
     """One block is enough for a loop that knows nothing of blocks."""
     return tiny_model("llama", num_hidden_layers=1)
-
-
-def make_rows(count=8, candidates=2, seed=0):
-    """Rows of random tokens that share their first three prompt tokens; lengths differ."""
-    random = np.random.default_rng(seed)
-
-    def tokens(length):
-        return tuple(int(token) for token in random.integers(1, VOCABULARY, length))
-
-    return [
-        TokenRow(
-            (1, 2, 3, *tokens(random.integers(2, 6))),
-            tuple(tokens(random.integers(3, 12)) for _ in range(candidates)),
-        )
-        for _ in range(count)
-    ]
 
 
 ROWS = make_rows()
@@ -352,10 +336,7 @@ def test_only_three_bad_steps_in_a_row_end_the_run():
 def test_a_reference_that_is_not_the_base_is_refused():
     """An adapter that already does something: the policy starts away from the base."""
     model, trainer = trainer_of(iters=2)
-    for index, (name, value) in enumerate(adapter_weights(model).items()):
-        if name.endswith("lora_b"):
-            noise = 0.3 * mx.random.normal(value.shape, key=mx.random.key(index))
-            model.load_weights([(name, noise)], strict=False)
+    move_adapter(model, 0.3)
     before = as_numpy(adapter_weights(model))
     with pytest.raises(RunError, match=r"the first loss is .* must give 0\.6931 and 0") as caught:
         run(trainer)
@@ -365,9 +346,7 @@ def test_a_reference_that_is_not_the_base_is_refused():
 
 def test_a_reference_is_checked_at_the_first_step_that_is_finite():
     model, trainer, scorer = poisonable(epochs=4)
-    layer = "model.layers.0.mlp.up_proj.lora_b"
-    noise = 3 * mx.random.normal(adapter_weights(model)[layer].shape, key=mx.random.key(0))
-    model.load_weights([(layer, noise)], strict=False)
+    move_adapter(model, 0.3)
     events = trainer.run(same, NEVER)
     next(events)
     scorer.poison = "gradient"
