@@ -9,6 +9,8 @@ from pathlib import Path
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.postprocess import PostFit, fit_post, read_post, write_post
 from sempa_mlx.errors import ModelError
+from sempa_mlx.files import cache_folder
+from sempa_mlx.runtime import dtype_name
 
 
 def fit_after(
@@ -38,7 +40,7 @@ def fit_after(
         ResourceError: the file cannot be written.
     """
     distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-    parts = [encoder.vectors_key, str(encoder.loaded.dtype), kind, components, distinct]
+    parts = [encoder.vectors_key, dtype_name(encoder.loaded.dtype), kind, components, distinct]
     name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
     path = folder / f"{name}.safetensors"
     with suppress(ModelError):  # none yet, or damaged
@@ -51,7 +53,5 @@ def fit_after(
 
 
 def default_folder() -> Path:
-    """Return the folder beside the Hub cache where fits are kept; HF_HOME moves it."""
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE).parent / "sempa-mlx" / "post"
+    """Return the folder where fits are kept."""
+    return cache_folder() / "post"

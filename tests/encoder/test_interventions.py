@@ -19,9 +19,9 @@ from sempa_mlx.encoder.interventions import Parameters, random_state
 from sempa_mlx.encoder.methods import METHODS
 from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.errors import ModelError, UsageError
-from sempa_mlx.model.lora import adapter_weights, attach
+from sempa_mlx.model.lora import attach
 from tests.encoder.oracle import one_by_one
-from tests.tiny import SHARING, tiny_loaded
+from tests.tiny import SHARING, move_adapter, tiny_loaded
 
 FEW = settings(max_examples=25, deadline=None, derandomize=True)
 TEXTS = ["A cat sleeps on the warm stone.", "", "Two dogs run", 'He said "no" and left the house']
@@ -36,10 +36,7 @@ def encoder_of(method, kind="llama", depth=DEPTH, **changes):
 
 def put_adapter(loaded, **lora):
     attach(loaded.model, LoraConfig(rank=4, alpha=8.0, **lora), seed=1)
-    for index, (name, value) in enumerate(adapter_weights(loaded.model).items()):
-        if name.endswith("lora_b"):
-            noise = 0.3 * mx.random.normal(value.shape, key=mx.random.key(index))
-            loaded.model.load_weights([(name, noise)], strict=False)
+    move_adapter(loaded.model, 0.3)
     return loaded
 
 

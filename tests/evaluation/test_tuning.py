@@ -4,7 +4,6 @@ import functools
 import math
 from dataclasses import replace
 
-import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -18,7 +17,7 @@ from sempa_mlx.evaluation import tuning
 from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.evaluation.tuning import tune
 from sempa_mlx.model.lora import attach
-from tests.tiny import tiny_loaded
+from tests.tiny import move_adapter, tiny_loaded
 
 PAIRS = tuple(
     StsPair(float(score), f"A {left} {verb}.", f"The {right} {verb} on the grass")
@@ -33,13 +32,6 @@ PAIRS = tuple(
 DEPTH = 4
 LORA = LoraConfig(rank=4, alpha=8.0)
 loaded_of = functools.cache(tiny_loaded)
-
-
-def move(model):
-    """Give every adapter layer an effect."""
-    layers = [module for _, module in model.named_modules() if "lora_b" in module]
-    for index, layer in enumerate(layers):
-        layer.lora_b = 0.3 * mx.random.normal(layer.lora_b.shape, key=mx.random.key(index))
 
 
 def encoder_of(method, **changes):
@@ -118,7 +110,7 @@ def test_an_adapter_is_tuned_as_it_is_dialled():
     loaded = tiny_loaded(num_hidden_layers=DEPTH)
     base = tune(Encoder(loaded, EncoderSettings()), PAIRS)
     attach(loaded.model, LORA, seed=1)
-    move(loaded.model)
+    move_adapter(loaded.model, 0.3)
     encoder = Encoder(loaded, EncoderSettings())
     off = tune(encoder.with_scale(0.0), PAIRS)
     assert [repr(trial) for trial in off.tried] == [repr(trial) for trial in base.tried]
