@@ -109,8 +109,7 @@ def _measure_text(
 
     tokens = each.loaded.tokenizer.encode(content, verbose=False)[:max_tokens]
     scales = list(dict.fromkeys(row.scale for row in rows))
-    names = ", ".join(row.system for row in rows)
-    with console.progress(f"{names}: text", len(tokens) * len(scales), "tokens") as advance:
+    with console.progress("text", len(tokens) * len(scales), "tokens") as advance:
         found = text_drift(each.loaded.model, tokens, scales, on_progress=advance)
     by_scale = {drift.scale: drift for drift in found}
     for row in rows:

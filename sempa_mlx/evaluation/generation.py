@@ -14,7 +14,7 @@ from sempa_mlx.model.head import target_logps, token_kl
 from sempa_mlx.model.lora import dialled
 
 WINDOW = 512
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 Windows = list[Sequence[int]]
 

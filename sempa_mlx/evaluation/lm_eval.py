@@ -1,6 +1,6 @@
 """A bridge to lm-evaluation-harness: its tasks on our models, adapter and dial included.
 
-mlx-lm's own bridge loads no adapter and runs a prompt once a continuation. Needs the extra
+mlx-lm's own bridge loads no adapter and scores one continuation at a time. Needs the extra
 `lm-eval`; nothing else imports this module.
 """
 
@@ -219,7 +219,7 @@ def _evaluated(
             log_samples=False,
             bootstrap_iters=BOOTSTRAPS,
         )
-    except (OSError, ValueError) as error:
+    except OSError as error:
         reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
         fix = "lm-eval loads it from the Hugging Face Hub or its cache: go online once"
         raise DataError(Problem(f"no data for {task}", evidence=reason, fix=fix)) from error

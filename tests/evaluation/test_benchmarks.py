@@ -45,7 +45,7 @@ def test_figures_are_means_over_questions_with_their_errors(tasks, measured):
         pairs = list(zip(scores, task.questions, strict=True))
         metric = true_mass if task.name == "truthfulqa_mc2" else accuracy
         values = [metric(*pair) for pair in pairs]
-        found = measured[task.name, task.metrics[0]].estimate
+        found = measured[task.name, task.metrics[0]].mean
         assert found.value == pytest.approx(np.mean(values), abs=1e-6)
         if task.name == "mmlu":  # two subjects of three
             spread = np.var(values[:3]) * 3 + np.var(values[3:]) * 3
