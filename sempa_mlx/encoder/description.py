@@ -12,7 +12,6 @@ from sempa_mlx.encoder.settings import FORMAT, EncoderSettings
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.lora import adapter_fingerprint
 from sempa_mlx.runtime import dtype_name
-from sempa_mlx.runtime import dtype_name
 
 
 def describe(

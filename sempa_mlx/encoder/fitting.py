@@ -11,8 +11,6 @@ from sempa_mlx.encoder.postprocess import PostFit, fit_post, read_post, write_po
 from sempa_mlx.errors import ModelError
 from sempa_mlx.files import cache_folder
 from sempa_mlx.runtime import dtype_name
-from sempa_mlx.files import cache_folder
-from sempa_mlx.runtime import dtype_name
 
 
 def fit_after(
