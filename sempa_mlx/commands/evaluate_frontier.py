@@ -80,23 +80,22 @@ def _report(
     base = points[0]
     rows = [
         [
-            f"{point.scale:g}",
+            f"{point.scale:g} *" if best else f"{point.scale:g}",
             *_spearman_cells(point.spearman, base.spearman),
             with_error(text.perplexity, text.standard_error, 2),
             f"{text.perplexity / base.drift.perplexity.perplexity:.3f}",
-            with_error(point.drift.kl.value, point.drift.kl.standard_error, 4),
-            "yes" if best else "no",
+            f"{point.drift.kl.value:.4f}",
         ]
         for point, best in zip(points, on_frontier(points), strict=True)
         for text in [point.drift.perplexity]
     ]
-    columns = ["scale", "Spearman", "gain", "perplexity", "x base", "KL to base", "frontier"]
-    scored = base.drift.perplexity.num_scored
+    columns = ["scale", "Spearman", "gain", "perplexity", "x base", "KL"]
     note = (
+        f"* no other scale has both more Spearman and less KL\n"
         f"Spearman x 100: {pairs}\n"
-        f"perplexity: {scored:,} tokens of {request.text.name} in windows of {WINDOW}; KL in nats "
-        "a token; ± standard error\n"
-        "frontier: no other scale has both more Spearman and less KL"
+        f"perplexity ± standard error: {base.drift.perplexity.num_scored:,} tokens of "
+        f"{request.text.name}\n"
+        f"windows of {WINDOW} tokens; KL to the base in nats a token"
     )
     console.table(f"{request.adapter.name}: what its scale gains and costs", columns, rows, note)
 

@@ -65,6 +65,7 @@ def run_eval_generation(
         _measure_tasks(console, each, tasks, found)
         _measure_harness(console, each, request, found)
         rows += found
+        del each  # before the next weights are loaded
     _report(console, rows, request, tasks)
     finish(console, {"results": [_document(row, request) for row in rows]}, out)
 
@@ -162,8 +163,8 @@ def _report(
     if drift is not None and request.text is not None:
         columns += ["perplexity", "KL to base"]
         counts.append(
-            f"perplexity: {drift.perplexity.num_scored:,} tokens of {request.text.name} in windows "
-            f"of {WINDOW}, KL in nats a token"
+            f"perplexity: {drift.perplexity.num_scored:,} tokens of {request.text.name}\n"
+            f"windows of {WINDOW} tokens; KL in nats a token"
         )
     columns += [_column(figure) for figure in figures]
     counts += _counts(figures)

@@ -122,7 +122,7 @@ def _hellaswag(root: Path, limit: int | None, faults: Faults) -> Iterator[Choice
             second = row.text("ctx_b", may_be_empty=True).capitalize()
             prompt = f"{row.text('activity_label')}: {row.text('ctx_a')} {second}"
         else:
-            note = "hellaswag: no activity labels in the file, so not the published prompt"
+            note = "hellaswag: no activity labels in the file"
             prompt = row.text("ctx")
         truths = tuple(index == truth for index in range(len(endings)))
         choices = tuple(clean_hellaswag(ending) for ending in endings)

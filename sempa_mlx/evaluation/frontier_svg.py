@@ -7,23 +7,33 @@ from html import escape
 from sempa_mlx.evaluation.frontier import FrontierPoint, on_frontier
 
 WIDTH, HEIGHT = 760, 460
-LEFT, RIGHT, TOP, BOTTOM = 64, 32, 72, 64
+LEFT, RIGHT, TOP, BOTTOM = 64, 32, 96, 64
+INSET = 24  # of the outermost dots
 MIN_TICK_GAP = 46  # between labels of the x axis
 NICE = (1.0, 2.0, 5.0)
+LEGEND = (
+    "bold: scale of the adapter, below it perplexity; "
+    "hollow: another scale has more Spearman and less KL"
+)
 
 STYLE = """
-:root { --surface: #fcfcfb; --ink: #0b0b0b; --quiet: #52514e; --grid: #e3e2de; --line: #2a78d6; }
-@media (prefers-color-scheme: dark) {
-  :root { --surface: #1a1a19; --ink: #ffffff; --quiet: #c3c2b7; --grid: #383835; --line: #3987e5; }
+.frontier {
+  --surface: #fcfcfb; --ink: #0b0b0b; --quiet: #52514e; --grid: #e3e2de; --line: #2a78d6;
 }
-text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
-.title { font-size: 16px; font-weight: 600; fill: var(--ink); }
-.scale { font-weight: 600; fill: var(--ink); }
-.label { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; }
-.grid { stroke: var(--grid); stroke-width: 1; }
-.path { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
-.dot { fill: var(--line); stroke: var(--surface); stroke-width: 2; }
-.beaten { fill: var(--surface); stroke: var(--line); }
+@media (prefers-color-scheme: dark) {
+  .frontier {
+    --surface: #1a1a19; --ink: #ffffff; --quiet: #c3c2b7; --grid: #383835; --line: #3987e5;
+  }
+}
+.frontier .ground { fill: var(--surface); }
+.frontier text { font: 12px system-ui, sans-serif; fill: var(--quiet); }
+.frontier .title { font-size: 16px; font-weight: 600; fill: var(--ink); }
+.frontier .scale { font-weight: 600; fill: var(--ink); }
+.frontier .label { paint-order: stroke; stroke: var(--surface); stroke-width: 4px; }
+.frontier .grid { stroke: var(--grid); stroke-width: 1; }
+.frontier .path { fill: none; stroke: var(--line); stroke-width: 2; stroke-linejoin: round; }
+.frontier .dot { fill: var(--line); stroke: var(--surface); stroke-width: 2; }
+.frontier .beaten { fill: var(--surface); stroke: var(--line); }
 """.strip()
 
 
@@ -44,7 +54,8 @@ def frontier_svg(points: Sequence[FrontierPoint], title: str) -> str:
     most = max([point.drift.kl.value for point, _ in kept], default=0.0) or 1e-6
 
     def across(kl: float) -> float:
-        return LEFT + math.sqrt(max(0.0, kl) / most) * (WIDTH - LEFT - RIGHT - 24)
+        share = math.sqrt(max(0.0, kl) / most)
+        return LEFT + INSET + share * (WIDTH - LEFT - RIGHT - 2 * INSET)
 
     def down(spearman: float) -> float:
         share = (spearman - levels[0]) / (levels[-1] - levels[0])
@@ -55,19 +66,18 @@ def frontier_svg(points: Sequence[FrontierPoint], title: str) -> str:
         for point, best in kept
     ]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y, _, _ in spots)
+    size = f'viewBox="0 0 {WIDTH} {HEIGHT}"'
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" {size} role="img" class="frontier">',
         f"<title>{escape(title)}</title>",
         f"<style>\n{STYLE}\n</style>",
-        f'<rect width="{WIDTH}" height="{HEIGHT}" fill="var(--surface)"/>',
+        f'<rect class="ground" width="{WIDTH}" height="{HEIGHT}"/>',
         _text(LEFT, 28, title, kind="title"),
-        _text(
-            LEFT, 48, "bold: scale of the adapter; below it: perplexity. Hollow dots are beaten."
-        ),
+        _text(LEFT, 48, LEGEND),
         *(_level(level, down(level)) for level in levels),
         *(_kl_tick(kl, across(kl)) for kl in _kl_ticks(most, across)),
         _text(LEFT, HEIGHT - 16, "mean KL to the base, nats a token (square-root axis)"),
-        _text(LEFT - 40, TOP - 10, "Spearman x 100"),
+        _text(LEFT - 40, TOP - 18, "Spearman x 100"),
         f'<polyline class="path" points="{path}"/>',
         *(_dot(x, y, point, best=best) for x, y, point, best in spots),
         "</svg>",
@@ -86,12 +96,12 @@ def nice_ticks(values: Sequence[float], count: int = 5) -> list[float]:
 
 
 def _kl_ticks(most: float, across: Callable[[float], float]) -> list[float]:
-    """Return 0 and round values of KL, the largest first, where labels have room."""
-    found: list[float] = []
+    """Return 0 and as many round values of KL, the largest first, as labels have room."""
+    found = [0.0]
     power = math.floor(math.log10(most))
     steps = [nice * 10.0**exponent for exponent in range(power - 4, power + 1) for nice in NICE]
-    for value in (*(step for step in reversed(steps) if step <= most), 0.0):
-        if not found or across(found[-1]) - across(value) >= MIN_TICK_GAP:
+    for value in (step for step in reversed(steps) if step <= most):
+        if all(abs(across(other) - across(value)) >= MIN_TICK_GAP for other in found):
             found.append(value)
     return found
 
@@ -119,7 +129,7 @@ def _dot(x: float, y: float, point: FrontierPoint, *, best: bool) -> str:
         f"perplexity {text.perplexity:.2f}, KL {kl.value:.4f}"
     )
     shape = f'<circle class="dot{"" if best else " beaten"}" cx="{x:.1f}" cy="{y:.1f}" r="5"/>'
-    above = y - 14 if y - 28 > TOP - 8 else y + 34
+    above = y - 14 if y - 36 > TOP - 18 else y + 34
     labels = (
         _text(x, above - 13, f"{point.scale:g}", kind="scale label", anchor="middle"),
         _text(x, above, f"{text.perplexity:.1f}", kind="label", anchor="middle"),
