@@ -178,7 +178,8 @@ def _contrast_fault(parameters: Parameters, depth: int) -> str:
 def _prepend_grid(depth: int) -> list[tuple[int | None, float | None]]:
     """Try leaving off after a twelfth to a third of the depth; the authors do at 9 to 22 %."""
     least = FIRST_PREPENDED + 1
-    stops = {max(round(depth * share), least) for share in (1 / 12, 1 / 8, 1 / 6, 1 / 4, 1 / 3)}
+    shares = (1 / 12, 1 / 10, 1 / 8, 1 / 6, 1 / 4, 1 / 3)
+    stops = {max(round(depth * share), least) for share in shares}
     return [(stop, None) for stop in sorted(stops) if stop <= depth]
 
 
