@@ -1,11 +1,13 @@
 """Faster exponentials for mlx's CPU backend.
 
-On x86 mlx 0.32 calls the scalar `exp` for every element, 16 to 20 ns each: SwiGLU then takes 40 %
-of a small model's forward pass. Written as a polynomial, the same function is vectorised by
-`mx.compile` and takes a fifth of that. Values agree with mlx's own to float32 rounding, about 1e-7.
+On x86 mlx 0.32 calls the scalar `exp` for every element, 12 to 20 ns each: SwiGLU then takes 40 %
+of a small model's forward pass, and log-sum-exp nearly as long as the output head. Written as a
+polynomial, the same function is vectorised by `mx.compile` and takes a fifth of that, as long as
+its arrays stay in the cache. Values agree with mlx's own to float32 rounding, about 1e-7.
 """
 
 import sys
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
@@ -28,6 +30,7 @@ POWERS_OF_LN2 = (
 )
 ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to the nearest integer
 LARGEST_EXPONENT = 126.0
+CACHED_ELEMENTS = 2**18  # 2 MB of float32; several such arrays fit into a core's cache
 
 
 @partial(mx.compile, shapeless=True)
@@ -84,6 +87,43 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     """
     is_fast = gate.dtype == x.dtype == mx.float32
     return cast("mx.array", (_swiglu_float32 if is_fast else activations.swiglu)(gate, x))
+
+
+@partial(mx.compile, shapeless=True)
+def _product(left: mx.array, right: mx.array) -> mx.array:
+    return left * right
+
+
+def _row_blocks(logits: mx.array, offsets: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield exp(logits - offsets) of a few rows at a time, and these rows' offsets."""
+    size = max(1, CACHED_ELEMENTS // logits.shape[1])
+    for start in range(0, len(logits), size):
+        rows = slice(start, start + size)
+        yield _product(*_exp_negative(offsets[rows] - logits[rows])), offsets[rows]
+
+
+@mx.custom_function
+def _logsumexp_float32(logits: mx.array) -> mx.array:
+    # mlx adds up a row from left to right and is off by 1e-4 for 50,000 values; a product is not.
+    ones = mx.ones((logits.shape[1], 1))
+    blocks = _row_blocks(logits, logits.max(axis=-1, keepdims=True))
+    return mx.concatenate([mx.log(exp @ ones) + largest for exp, largest in blocks])
+
+
+@_logsumexp_float32.vjp
+def _logsumexp_vjp(logits: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
+    return mx.concatenate([exp for exp, _ in _row_blocks(logits, output)]) * cotangent
+
+
+def logsumexp(logits: mx.array) -> mx.array:
+    """Return log(sum(exp(logits))) over the last axis of (n, vocabulary) values, as (n, 1).
+
+    Fast on a CPU in float32, and exact to 1e-5 there; elsewhere it is mlx's own.
+    """
+    is_fast = logits.dtype == mx.float32 and not runtime.is_gpu()
+    if not is_fast:
+        return mx.logsumexp(logits, axis=-1, keepdims=True)
+    return cast("mx.array", _logsumexp_float32(logits))
 
 
 def use_fast_swiglu(model: nn.Module, dtype: mx.Dtype) -> bool:

@@ -12,6 +12,8 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from sempa_mlx.model.cpu_kernels import logsumexp
+
 BLOCK_ROWS = 128  # states that meet the whole vocabulary at once
 
 
@@ -131,8 +133,8 @@ def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
 
 
 def _picked_logps(logits: mx.array, targets: mx.array) -> mx.array:
-    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)[:, 0]
-    return picked - mx.logsumexp(logits, axis=-1)
+    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
+    return (picked - logsumexp(logits))[:, 0]
 
 
 def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
@@ -144,7 +146,7 @@ def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
 
 
 def _log_softmax(logits: mx.array) -> mx.array:
-    return logits - mx.logsumexp(logits, axis=-1, keepdims=True)
+    return logits - logsumexp(logits)
 
 
 def _in_blocks(

@@ -2,9 +2,10 @@ import mlx.core as mx
 import numpy as np
 import pytest
 from mlx_lm.models import activations, gemma2, llama, qwen2, qwen3
+from scipy import special
 
 from sempa_mlx import runtime
-from sempa_mlx.model.cpu_kernels import swiglu, use_fast_swiglu
+from sempa_mlx.model.cpu_kernels import logsumexp, swiglu, use_fast_swiglu
 from tests.tiny import tiny_model
 
 GATES = np.concatenate(
@@ -158,3 +159,33 @@ def test_a_half_precision_model_loaded_later_is_as_before(on_cpu):
 
 
 # Log-sum-exp
+
+
+@pytest.mark.parametrize(("rows", "size"), [(1, 1), (1, 7), (40, 50_000), (3, 49_152)])
+def test_logsumexp_equals_scipy(rows, size):
+    logits = (np.random.default_rng(2).normal(size=(rows, size)) * 20).astype(np.float32)
+    found = np.array(logsumexp(mx.array(logits)))
+    expected = special.logsumexp(logits.astype(np.float64), axis=1, keepdims=True)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_slopes_of_logsumexp_are_the_softmax():
+    logits = (np.random.default_rng(3).normal(size=(40, 50_000)) * 3).astype(np.float32)
+    cotangent = np.random.default_rng(4).normal(size=(40, 1)).astype(np.float32)
+    (found,) = gradients(logsumexp, logits, cotangent=cotangent)
+    expected = special.softmax(logits.astype(np.float64), axis=1) * cotangent
+    np.testing.assert_allclose(found, expected, rtol=2e-5, atol=1e-12)
+
+
+def test_logsumexp_forbids_tokens_and_tells_nan():
+    logits = np.array([[0.0, -np.inf, 1.0], [np.nan, 0.0, 1.0], [1e4, -1e4, 0.0]], np.float32)
+    found = np.array(logsumexp(mx.array(logits)))[:, 0]
+    np.testing.assert_allclose(found, [np.log(1 + np.e), np.nan, 1e4], rtol=1e-6)
+    (slopes,) = gradients(logsumexp, logits, cotangent=np.ones((3, 1), np.float32))
+    np.testing.assert_allclose(slopes[0], special.softmax([0.0, -np.inf, 1.0]), atol=1e-6)
+    assert np.isnan(slopes[1]).all()
+
+
+def test_logsumexp_in_half_precision_is_mlx_own():
+    logits = mx.array([[1.0, 2.0, 3.0]], dtype=mx.float16)
+    assert mx.array_equal(logsumexp(logits), mx.logsumexp(logits, axis=-1, keepdims=True))
