@@ -2,7 +2,7 @@
 
     python benchmarks/eval.py --sts FILE --lm DIR [--sentences 512] [--items 100] [--repeats 3]
 
-Sentences embedded a second (PromptEOL, the first `--sentences` of a file of scored pairs):
+Sentences embedded a second (PromptEOL, `--sentences` spread over a file of scored pairs):
   naive     batches of 16 in file order, padded to the longest, output head on, repeats again
   encoder   what `embed` and `eval sts` do: repeats once, like lengths together, the template's
             leading tokens once a batch, no head
@@ -31,7 +31,7 @@ import mlx.core as mx
 import numpy as np
 
 from sempa_mlx.data.lm_tasks import ChoiceTask, load_lm_tasks
-from sempa_mlx.data.sts_files import read_sts_file
+from sempa_mlx.data.sts_sets import load_dev_pairs
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.evaluation.choices import ChoiceScoring, accuracy
 from sempa_mlx.evaluation.stats import cosines
@@ -119,9 +119,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, object]:
     encoder = Encoder.load(arguments.model)
     document: dict[str, object] = {"model": arguments.model}
     if arguments.sts:
-        pairs = read_sts_file(Path(arguments.sts))
+        pairs = load_dev_pairs(Path(arguments.sts), arguments.sentences // 2)
         texts = [text for pair in pairs for text in (pair.sentence1, pair.sentence2)]
-        texts = texts[: arguments.sentences]
         document["embedding"] = measure_embedding(encoder, texts, arguments.repeats)
     if arguments.lm:
         (task,) = load_lm_tasks(Path(arguments.lm), ["hellaswag"], arguments.items)
@@ -140,7 +139,7 @@ if __name__ == "__main__":
     parser.add_argument("--sts", help="file of scored pairs")
     parser.add_argument("--lm", help="folder with a HellaSwag file")
     parser.add_argument("--model", default="smollm2-135m")
-    parser.add_argument("--sentences", type=int, default=512, help="the first n")
+    parser.add_argument("--sentences", type=int, default=512, help="so many, spread")
     parser.add_argument("--items", type=int, default=100, help="the first n")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--batch-tokens", type=int, default=2048)

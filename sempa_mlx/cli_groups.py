@@ -172,15 +172,21 @@ def eval_geometry(
     positives_from: Annotated[
         float, typer.Option("--positives-from", help="Pairs scored so high are positives.")
     ] = 4.0,
+    layer: LayerOption = None,
+    tuned: TunedOption = None,
+    post: PostOption = None,
+    post_fit: PostFitOption = None,
     no_base: NoBaseOption = False,
     out: OutOption = None,
 ) -> None:
     """Compare how base and adapters fill the space: alignment, uniformity, isotropy."""
     from sempa_mlx.commands.evaluate import Systems
     from sempa_mlx.commands.evaluate_geometry import run_eval_geometry
+    from sempa_mlx.commands.vectors import VectorOptions
 
     methods = [] if no_base else method or ["prompteol"]
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
+    options = VectorOptions(layer, tuned, post, post_fit)
+    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods, options=options)
     run_eval_geometry(console, systems, data, positives_from=positives_from, out=out)
 
 

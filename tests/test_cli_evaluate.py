@@ -234,6 +234,22 @@ def test_geometry_of_plain_text_has_no_alignment(space, here):
     assert "so few sentences bound" in told
 
 
+def test_geometry_of_mapped_vectors_of_another_layer(space, here):
+    Path("fit.txt").write_text("".join(f"Sentence number {i} is here.\n" for i in range(40)))
+    arguments = ["--json", "eval", "geometry", "--data", space / "dev.tsv"]
+    arguments += ["--model", space / "base"]
+    found = {}
+    for options in (
+        (),
+        ("--layer", "1"),
+        ("--layer", "1", "--post", "abtt", "--post-fit", "fit.txt"),
+    ):
+        (found[len(options)],) = done(*arguments, *options).document["results"]
+    assert [row["encoder"]["layer"] for row in found.values()] == [-1, 1, 1]
+    assert found[6]["encoder"]["post"]["kind"] == "abtt"
+    assert len({row["uniformity"] for row in found.values()}) == 3
+
+
 def test_positives_go_by_score(space, here):
     arguments = ["--json", "eval", "geometry", "--data", space / "dev.tsv", "--no-base"]
     arguments += ["--adapter-path", space / "run"]

@@ -1,4 +1,4 @@
-"""How vectors are made beside the method: options of `embed` and `eval sts`, put on an encoder."""
+"""How vectors are made beside the method: options of several commands, put on an encoder."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
