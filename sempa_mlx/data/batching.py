@@ -1,5 +1,6 @@
 """Order and grouping: pure functions of lengths, seed and epoch. They know numbers, not texts."""
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
@@ -65,24 +66,30 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]
     return groups
 
 
-def cut_by_length(lengths: Sequence[int], group_cost: int) -> list[list[int]]:
+def cut_by_length(
+    lengths: Sequence[int], group_cost: int, token_budget: float = math.inf
+) -> list[list[int]]:
     """Group indices so that padding and the cost of groups are least together; short ones first.
 
     Args:
         lengths: tokens of each item.
         group_cost: what one more group costs, in tokens.
+        token_budget: largest rows * longest row of a group. An item longer than the budget forms a
+            group of its own.
 
     Returns:
-        Groups of indices into `lengths`, each index once, that minimise the sum over groups of
-        (rows * longest row + `group_cost`).
+        Groups of indices into `lengths`, each index once and neighbours of like length, that
+        minimise the sum over groups of (rows * longest row + `group_cost`).
     """
     order = sorted(range(len(lengths)), key=lambda index: lengths[index])
     least = np.zeros(len(order) + 1)  # cost of the first n items
     starts = [0] * (len(order) + 1)  # where the last group of the first n items begins
     for end, index in enumerate(order, 1):
-        costs = least[:end] + np.arange(end, 0, -1) * lengths[index] + group_cost
-        starts[end] = int(costs.argmin())
-        least[end] = costs[starts[end]]
+        longest = max(1, lengths[index])
+        first = max(0, end - max(1, int(min(token_budget / longest, end))))
+        costs = least[first:end] + np.arange(end - first, 0, -1) * longest + group_cost
+        starts[end] = first + int(costs.argmin())
+        least[end] = costs[starts[end] - first]
     groups = []
     end = len(order)
     while end:

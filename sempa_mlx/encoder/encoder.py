@@ -14,7 +14,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from sempa_mlx.data.batching import group_by_length
+from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
 from sempa_mlx.encoder.description import describe, vectors_key
 from sempa_mlx.encoder.interventions import PLAIN, Parameters
@@ -29,6 +29,7 @@ from sempa_mlx.encoder.settings import (
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
 from sempa_mlx.model.blocks import require_attention
+from sempa_mlx.model.forward import tokens_of_a_pass
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
@@ -200,7 +201,8 @@ class Encoder:
         places = list(slots.values())
         shape = (len(variants), len(layers), len(texts), self.hidden_size)
         vectors = np.zeros(shape, dtype=np.float32)
-        groups = group_by_length([max(map(len, each)) for each in rows], batch_tokens)
+        lengths = [max(map(len, each)) for each in rows]
+        groups = cut_by_length(lengths, tokens_of_a_pass(), batch_tokens)
         with dialled(self.loaded.model, self.settings.adapter_scale):
             for group in self._world.share(groups):
                 done = 0

@@ -13,7 +13,6 @@ from typing import NamedTuple
 import mlx.core as mx
 import mlx.nn as nn
 
-from sempa_mlx import runtime
 from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.model.forward import (
     PLAIN_MASK_RANK,
@@ -22,12 +21,10 @@ from sempa_mlx.model.forward import (
     final_hidden,
     pad_right,
     run_level,
+    tokens_of_a_pass,
 )
 from sempa_mlx.model.head import target_logps
 
-# What one more pass through the blocks costs, in padded tokens.
-CPU_PASS_TOKENS = 32
-GPU_PASS_TOKENS = 1024
 UNCUT = 1 << 30
 
 
@@ -92,7 +89,7 @@ def shared_states(
         SharedPrefixUnsupportedError: the model's layers do not fit.
     """
     if pass_tokens is None:
-        pass_tokens = GPU_PASS_TOKENS if runtime.is_gpu() else CPU_PASS_TOKENS
+        pass_tokens = tokens_of_a_pass()
     trunk: list[tuple[KeysValues, ...]] = [()] * len(model.layers)
     past = None
     if shared:

@@ -18,6 +18,7 @@ from sempa_mlx import runtime
 from sempa_mlx.model.head import text_model
 
 GPU_LENGTH_STEP = 16
+CPU_PASS_TOKENS, GPU_PASS_TOKENS = 32, 1024
 PLAIN_MASK_RANK = 4  # (rows, heads, queries, keys): what fused attention takes
 GROUPED_MASK_RANK = 5  # one axis more, for models that split the heads of a group (Gemma 2)
 
@@ -125,6 +126,11 @@ def run_level(
     if any(cache.new is None for cache in caches):
         raise SharedPrefixUnsupportedError("some layers keep no keys and values")
     return hidden, [(*cache.past, cache.new) for cache in caches if cache.new is not None]
+
+
+def tokens_of_a_pass() -> int:
+    """Return how many padded tokens cost as much as one more pass through the blocks."""
+    return GPU_PASS_TOKENS if runtime.is_gpu() else CPU_PASS_TOKENS
 
 
 def pad_right(rows: Sequence[Sequence[int]]) -> np.ndarray:

@@ -1,3 +1,4 @@
+import math
 from itertools import chain, combinations, pairwise
 
 from hypothesis import given, settings
@@ -63,12 +64,17 @@ def test_cuts_by_hand():
 
 
 @FEW
-@given(lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8), group_cost=st.integers(0, 60))
-def test_no_other_cut_costs_less(lengths, group_cost):
+@given(
+    lengths=st.lists(st.integers(1, 30), min_size=1, max_size=8),
+    group_cost=st.integers(0, 60),
+    budget=st.integers(1, 120) | st.just(math.inf),
+)
+def test_no_other_cut_costs_less(lengths, group_cost, budget):
     """All ways to cut the sorted lengths, tried one by one."""
 
     def cost(groups):
-        return sum(len(group) * max(group) + group_cost for group in groups)
+        fits = all(len(group) == 1 or len(group) * max(group) <= budget for group in groups)
+        return sum(len(group) * max(group) + group_cost for group in groups) if fits else math.inf
 
     ordered = sorted(lengths)
     least = min(
@@ -76,7 +82,7 @@ def test_no_other_cut_costs_less(lengths, group_cost):
         for size in range(len(ordered))
         for inner in combinations(range(1, len(ordered)), size)
     )
-    found = cut_by_length(lengths, group_cost)
+    found = cut_by_length(lengths, group_cost, budget)
     assert sorted(chain(*found)) == list(range(len(lengths)))
     assert cost([[lengths[index] for index in group] for group in found]) == least
 
