@@ -37,7 +37,7 @@ demo: $(VENV)/.run ## train, compare, embed and search on the embedded model (no
 	$(BIN)/sempa-mlx demo
 
 test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not hub and not lm_eval'
+	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not hub and not lm_eval and not peers'
 
 check: $(VENV)/.dev ## lint, format and type checks
 	$(BIN)/ruff check .

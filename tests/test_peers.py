@@ -1,0 +1,78 @@
+"""Evaluators of other libraries run our encoder and find what we find. Needs the extra `peers`."""
+
+import numpy as np
+import pytest
+from scipy.stats import spearmanr
+
+from sempa_mlx.data.records import StsPair, StsTask
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.evaluation.sentence_model import SentenceModel
+from sempa_mlx.evaluation.sts import evaluate_sts
+from tests.tiny import tiny_loaded
+
+pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
+
+NOUNS = ("cat", "dog", "man", "bird", "boy", "fish")
+PAIRS = tuple(
+    StsPair(float(score), f"A {NOUNS[i % 6]} runs {i}", f"The {NOUNS[(i * i) % 6]} sleeps {i // 2}")
+    for i, score in enumerate(np.random.default_rng(0).uniform(0, 5, 40).round(1))
+)
+LEFT, RIGHT = [p.sentence1 for p in PAIRS], [p.sentence2 for p in PAIRS]
+SCORES = [p.score for p in PAIRS]
+
+
+@pytest.fixture(scope="module")
+def encoder():
+    return Encoder(tiny_loaded())
+
+
+@pytest.fixture(scope="module")
+def expected(encoder):
+    (score,) = evaluate_sts(encoder, [StsTask("own", "file", PAIRS)])
+    return score.spearman
+
+
+def test_sentence_transformers_evaluator_agrees(encoder, expected):
+    evaluation = pytest.importorskip("sentence_transformers.evaluation")
+    model = SentenceModel(encoder)
+    evaluator = evaluation.EmbeddingSimilarityEvaluator(LEFT, RIGHT, SCORES, name="own")
+    found = evaluator(model)
+    assert found["own_spearman_cosine"] == pytest.approx(expected, abs=1e-6)
+    assert model.model_card_data.metrics == found
+
+
+def test_the_evaluators_own_cut_is_obeyed(encoder):
+    evaluation = pytest.importorskip("sentence_transformers.evaluation")
+    evaluator = evaluation.EmbeddingSimilarityEvaluator(LEFT, RIGHT, SCORES, truncate_dim=4)
+    whole, cut = encoder.encode(LEFT + RIGHT), evaluator(SentenceModel(encoder))
+    short = whole[:, :4] / np.linalg.norm(whole[:, :4], axis=1, keepdims=True)
+    dots = (short[: len(LEFT)] * short[len(LEFT) :]).sum(axis=1)
+    assert cut["spearman_cosine"] == pytest.approx(spearmanr(dots, SCORES)[0], abs=1e-6)
+
+
+def test_tensors_are_given_on_request(encoder):
+    torch = pytest.importorskip("torch")
+    found = SentenceModel(encoder).encode(LEFT[:3], convert_to_tensor=True)
+    assert isinstance(found, torch.Tensor)
+    assert np.array_equal(found.numpy(), encoder.encode(LEFT[:3]))
+
+
+def test_mteb_agrees(encoder, expected, tmp_path, monkeypatch):
+    monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
+    mteb = pytest.importorskip("mteb")
+    from datasets import Dataset, DatasetDict
+    from mteb.mocks.mock_tasks import MockSTSTask
+
+    class OwnTask(MockSTSTask):
+        def load_data(self, **_options):
+            columns = {"sentence1": LEFT, "sentence2": RIGHT, "score": SCORES}
+            self.dataset = DatasetDict({"test": Dataset.from_dict(columns)})
+            self.data_loaded = True
+
+    model = SentenceModel(encoder)
+    assert isinstance(model, mteb.models.EncoderProtocol)
+    result = mteb.evaluate(model, OwnTask(), cache=None, show_progress_bar=False)
+    (scores,) = result.task_results[0].scores["test"]
+    assert scores["cosine_spearman"] == pytest.approx(expected, abs=1e-6)
+    assert scores["spearman"] == pytest.approx(expected, abs=1e-6)
+    assert result.model_revision == encoder.vectors_key
