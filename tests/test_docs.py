@@ -1,0 +1,62 @@
+"""The documentation: whole, linked, and of commands that exist."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+import typer
+
+from sempa_mlx.cli import GLOBAL_FLAGS, app
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
+
+
+def commands(page):
+    """Return the words of every sempa-mlx command in the page's shell blocks."""
+    found = []
+    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
+        for line in block.replace("\\\n", " ").splitlines():
+            words = shlex.split(line, comments=True)
+            starts = [i for i, word in enumerate(words) if Path(word).name == "sempa-mlx"]
+            ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&")] + [len(words)]
+            found += [words[i + 1 : min(end for end in ends if end > i)] for i in starts]
+    return found
+
+
+def faults(words):
+    """Return what the command line does not know of these words."""
+    command = typer.main.get_command(app)
+    rest = [word for word in words if word not in GLOBAL_FLAGS]
+    while hasattr(command, "commands"):
+        if not rest:
+            return []
+        if rest[0] not in command.commands:
+            return [] if rest[0].startswith("-") else [rest[0]]
+        command = command.commands[rest.pop(0)]
+    known = {name for parameter in command.params for name in parameter.opts}
+    known |= {name for parameter in command.params for name in parameter.secondary_opts}
+    known |= {"--help", "-h"}
+    return [word for word in rest if word.startswith("-") and len(word) > 1 and word not in known]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_pages_are_whole(page):
+    text = page.read_text(encoding="utf-8")
+    assert not re.findall(r"^(?:<{7}|={7}|>{7})(?: |$)", text, re.MULTILINE)
+    assert text.count("```") % 2 == 0
+    assert [link for link in LINK.findall(text) if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_exist(page):
+    assert [(words, wrong) for words in commands(page) if (wrong := faults(words))] == []
+
+
+def test_commands_are_found_and_wrong_ones_are_told():
+    assert len(commands(ROOT / "README.md")) > 10
+    assert faults(["eval", "sts", "--datum", "x", "--json"]) == ["--datum"]
+    assert faults(["evil"]) == ["evil"]
