@@ -1,7 +1,7 @@
 """What several commands share: the console they print to, and options of one meaning."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,20 @@ SentencesOption = Annotated[
         help="`hub` or a folder of STS sets (STS-B test is used), a file of scored pairs "
         "(.tsv, .csv, .jsonl), or a text of one sentence a line.",
     ),
+]
+StsOption = Annotated[
+    str, typer.Option("--data", help="`hub`, a folder of STS sets, or a file of scored pairs.")
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        help="Comma-separated; with `hub` also BIOSSES, STS17/en-de, STS22, STSb-multi/de. [seven]",
+    ),
+]
+ProtocolOption = Annotated[
+    Literal["senteval", "mteb"] | None,
+    typer.Option("--protocol", help="How the seven sets are read. [default: senteval]"),
 ]
 LayerOption = Annotated[
     int | None,

@@ -54,7 +54,7 @@ class LeakCounts:
 
 @dataclass(frozen=True, slots=True)
 class TaskLeaks:
-    """The leaks of one task: counts by level, and every leaked sentence, the plainest first."""
+    """The leaks of one task: counts by level, and every leaked sentence, the closest first."""
 
     task: str
     protocol: str
@@ -162,7 +162,7 @@ def _task_leaks(task: StsTask, search: _Search) -> TaskLeaks:
         len(sentences),
         len(sides),
         {name: _counts(level, sides, places, search) for level, name in enumerate(LEVELS)},
-        tuple(sorted(leaks, key=lambda leak: LEVELS.index(leak.level))),
+        tuple(sorted(leaks, key=lambda leak: (LEVELS.index(leak.level), -leak.similarity))),
     )
 
 

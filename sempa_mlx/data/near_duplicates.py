@@ -15,7 +15,7 @@ _LEFT_OUT = {"Zs", "Zl", "Zp", "Cc", "Cf", "Sk", "Pc", "Pd", "Ps", "Pe", "Pi", "
 
 
 class _Kept(dict[int, int | None]):
-    """A table for `str.translate` that deletes blanks, punctuation, marks such as ` and controls."""
+    """A table for `str.translate` without blanks, punctuation, accents of their own, controls."""
 
     def __missing__(self, code: int) -> int | None:
         kept = None if unicodedata.category(chr(code)) in _LEFT_OUT else code
@@ -37,16 +37,15 @@ def normal_form(text: str) -> str:
     # An accent that stands alone would become a blank and a combining mark.
     folded = unicodedata.normalize("NFKC", text.translate(_KEPT)).casefold()
     form = unicodedata.normalize("NFKC", folded).translate(_KEPT)
+    form = unicodedata.normalize("NFKC", form)  # what was left out may have kept letters apart
     return form or "".join(text.split())
 
 
 def shingles(form: str) -> frozenset[str]:
     """Return the distinct runs of five characters, or the form itself if it is shorter."""
-    return frozenset(form[start : start + SHINGLE] for start in range(_runs(form)))
-
-
-def _runs(form: str) -> int:
-    return max(1, len(form) - SHINGLE + 1)
+    # A list inside is a quarter faster than a generator.
+    starts = range(max(1, len(form) - SHINGLE + 1))
+    return frozenset([form[start : start + SHINGLE] for start in starts])
 
 
 def _prefix(size: int) -> int:
@@ -69,6 +68,7 @@ class NearIndex:
         # Rare ones first: they leave the fewest candidates.
         ordered = sorted(counts, key=lambda shingle: (counts[shingle], shingle))
         self._rank = {shingle: rank for rank, shingle in enumerate(ordered)}
+        self._known = frozenset(counts)
         self._having: dict[int, list[int]] = {}
         for position, each in enumerate(self._sets):
             ranks = sorted(self._rank[shingle] for shingle in each)
@@ -85,13 +85,13 @@ class NearIndex:
         The index, of the sets of 5-grams, is 0.8 or more; an equal form has 1.
         """
         own = shingles(form)
-        known = [self._rank[shingle] for shingle in own if shingle in self._rank]
+        known = own & self._known
         # What the index does not hold is rarer than all that it holds.
         rest = _prefix(len(own)) - (len(own) - len(known))
         if rest <= 0:
             return {}
-        known.sort()
-        near = {p for rank in known[:rest] for p in self._having.get(rank, ())}
+        ranks = sorted(map(self._rank.__getitem__, known))
+        near = {each for rank in ranks[:rest] for each in self._having.get(rank, ())}
         found = {}
         for position in near:
             other = self._sets[position]
