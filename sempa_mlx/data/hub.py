@@ -57,6 +57,7 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
 def fetch_snapshot(
     repo: str,
     revision: str,
+    what: str,
     choose: Callable[[Sequence[str]], Sequence[str]],
     *,
     instead: str,
@@ -66,6 +67,7 @@ def fetch_snapshot(
     Args:
         repo: owner/name of the data set.
         revision: commit to read.
+        what: name of the files for messages.
         choose: takes the paths of all files, returns those to fetch.
         instead: what else the user may do when the Hub cannot be reached.
 
@@ -83,7 +85,7 @@ def fetch_snapshot(
         )
         return Path(folder)
 
-    return _reached(repo, f"revision {revision[:12]}", instead, fetch)
+    return _reached(repo, what, instead, fetch)
 
 
 def no_room(what: str, error: OSError) -> ResourceError:
