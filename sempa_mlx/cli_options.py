@@ -41,12 +41,13 @@ TasksOption = Annotated[
     str | None,
     typer.Option(
         "--tasks",
-        help="Comma-separated; with `hub` also BIOSSES, STS17/en-de, STS22, STSb-multi/de. [seven]",
+        help="Comma-separated; none: the seven. `hub` also has BIOSSES, STS17, STS22, STSb-multi, "
+        "whole or as STS17/en-de.",
     ),
 ]
 ProtocolOption = Annotated[
     Literal["senteval", "mteb"] | None,
-    typer.Option("--protocol", help="How the seven sets are read. [default: senteval]"),
+    typer.Option("--protocol", help="How the seven sets are read; senteval unless told."),
 ]
 LayerOption = Annotated[
     int | None,
