@@ -1,7 +1,7 @@
 """The commands of two words: `eval`, `data` and `config`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -14,8 +14,11 @@ from sempa_mlx.cli_options import (
     OutOption,
     PostFitOption,
     PostOption,
+    ProtocolOption,
     ScalesOption,
     SentencesOption,
+    StsOption,
+    TasksOption,
     TunedOption,
     console,
 )
@@ -31,15 +34,9 @@ def eval_sts(
     adapter_path: AdaptersOption = None,
     adapter_scale: ScalesOption = None,
     method: MethodsOption = None,
-    data: Annotated[
-        str,
-        typer.Option("--data", help="`hub`, a folder of STS sets, or a file of scored pairs."),
-    ] = "hub",
-    tasks: Annotated[str | None, typer.Option("--tasks", help="Comma-separated. [all]")] = None,
-    protocol: Annotated[
-        Literal["senteval", "mteb"] | None,
-        typer.Option("--protocol", help="How the sets are read. [default: senteval]"),
-    ] = None,
+    data: StsOption = "hub",
+    tasks: TasksOption = None,
+    protocol: ProtocolOption = None,
     details: Annotated[
         bool, typer.Option("--details", help="Print intervals, subsets, and paired tests as well.")
     ] = False,
@@ -217,6 +214,37 @@ def data_check(file: Annotated[Path, typer.Argument(help="Preference file.")]) -
     from sempa_mlx.commands.data import run_check
 
     run_check(console, file)
+
+
+@data_app.command(
+    "leaks", epilog="Example:  sempa-mlx data leaks pairs.jsonl --data hub --fail-over 0"
+)
+def data_leaks(
+    train: Annotated[str, typer.Argument(help="Preference file, `nli` or `demo`.")],
+    data: StsOption = "hub",
+    tasks: TasksOption = None,
+    protocol: ProtocolOption = None,
+    candidates: Annotated[
+        int, typer.Option("--candidates", min=2, max=3, help="3 looks at neutrals as well.")
+    ] = 2,
+    show: Annotated[int, typer.Option("--show", min=0, help="Sentences to show a task.")] = 5,
+    out: OutOption = None,
+    fail_over: Annotated[
+        float | None,
+        typer.Option(
+            "--fail-over", min=0, max=1, help="Exit 1 if a larger share of a task's is leaked."
+        ),
+    ] = None,
+) -> None:
+    """Tell which sentences of STS test sets stand in training rows: exactly, nearly, and as what.
+
+    --fail-over counts exact and normalised matches, not near ones.
+    """
+    from sempa_mlx.commands.leaks import LeakRequest, run_leaks
+
+    names = tuple(tasks.split(",")) if tasks else None
+    request = LeakRequest(train, data, names, protocol, candidates)
+    run_leaks(console, request, show=show, out=out, fail_over=fail_over)
 
 
 @data_app.command("download", epilog="Example:  sempa-mlx data download")

@@ -1,7 +1,7 @@
 """What several commands share: the console they print to, and options of one meaning."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -33,6 +33,21 @@ SentencesOption = Annotated[
         help="`hub` or a folder of STS sets (STS-B test is used), a file of scored pairs "
         "(.tsv, .csv, .jsonl), or a text of one sentence a line.",
     ),
+]
+StsOption = Annotated[
+    str, typer.Option("--data", help="`hub`, a folder of STS sets, or a file of scored pairs.")
+]
+TasksOption = Annotated[
+    str | None,
+    typer.Option(
+        "--tasks",
+        help="Comma-separated; none: the seven. `hub` also has BIOSSES, STS17, STS22, STSb-multi, "
+        "whole or as STS17/en-de.",
+    ),
+]
+ProtocolOption = Annotated[
+    Literal["senteval", "mteb"] | None,
+    typer.Option("--protocol", help="How the seven sets are read; senteval unless told."),
 ]
 LayerOption = Annotated[
     int | None,

@@ -44,7 +44,7 @@ def run_eval_sts(  # noqa: PLR0913 - the command's own parts
         started = time.perf_counter()
         with console.progress(name, num_texts, "texts") as advance:
             scores = evaluate_sts(encoder, tasks, advance, resamples=RESAMPLES)
-        row = {"system": name, "protocol": tasks[0].protocol, **_figures(scores)}
+        row = {"system": name, "protocol": _protocol(tasks), **_figures(scores)}
         if first is None:
             first = scores
         else:
@@ -53,13 +53,21 @@ def run_eval_sts(  # noqa: PLR0913 - the command's own parts
         results.append(row | {"encoder": encoder.describe()})
     _report(console, results, tasks, details=details)
     document = {
-        "protocol": tasks[0].protocol,
+        "protocol": _protocol(tasks),
+        "protocols": {task.name: task.protocol for task in tasks},
         "pairs": {task.name: len(task.pairs) for task in tasks},
+        "origins": {task.name: task.origin for task in tasks if task.origin},
         "intervals": {"confidence": CONFIDENCE, "bootstrap": "percentile", "resamples": RESAMPLES},
         "results": results,
     }
     finish(console, document, out)
     _judge(console, [row["average"] for row in results], fail_under)
+
+
+def _protocol(tasks: Sequence["StsTask"]) -> str:
+    """Return the protocol of all tasks, or `mixed`."""
+    protocols = {task.protocol for task in tasks}
+    return protocols.pop() if len(protocols) == 1 else "mixed"
 
 
 def _warn_of_undefined(console: Console, tasks: Sequence["StsTask"]) -> None:
@@ -134,12 +142,31 @@ def _report(
         for row in results
     ]
     counts = ", ".join(f"{task.name} {len(task.pairs)}" for task in tasks)
-    protocol = tasks[0].protocol
-    form = f", protocol {protocol} ({TEXT_FORMS[protocol]})" if protocol in TEXT_FORMS else ""
-    title = f"STS, Spearman x 100{form}"
-    console.table(title, ["system", *names, "avg"], rows, f"pairs: {counts}")
+    note = f"pairs: {counts}\n{_origins(tasks)}".rstrip()
+    console.table(f"STS, Spearman x 100{_form(tasks)}", ["system", *names, "avg"], rows, note)
     if details:
         _report_details(console, results, tasks)
+
+
+def _form(tasks: Sequence["StsTask"]) -> str:
+    """Return the protocol and its form of text, with the tasks under it if there are several."""
+    named: dict[str, list[str]] = {}
+    for task in tasks:
+        named.setdefault(task.protocol, []).append(task.name)
+    forms = {
+        f"protocol {protocol} ({TEXT_FORMS[protocol]})": names
+        for protocol, names in named.items()
+        if protocol in TEXT_FORMS
+    }
+    if len(forms) < 2:
+        return "".join(f", {form}" for form in forms)
+    return "".join(f"\n{form}: {', '.join(names)}" for form, names in forms.items())
+
+
+def _origins(tasks: Sequence["StsTask"]) -> str:
+    """Return the data sets of the Hub that were read, with their commits."""
+    origins = dict.fromkeys(task.origin for task in tasks if task.origin)
+    return f"read: {', '.join(origins)}" if origins else ""
 
 
 def _report_details(

@@ -47,10 +47,12 @@ class StsSubset:
 class StsTask:
     """A named STS set: all its pairs, in file order, with the protocol they are read under.
 
-    `subsets` are the parts that a set of several has, in the order of its pairs.
+    `subsets` are the parts that a set of several has, in the order of its pairs. `origin` is the
+    data set and commit that it was read from, where that is known: `owner/name@commit`.
     """
 
     name: str
     protocol: str
     pairs: tuple[StsPair, ...]
     subsets: tuple[StsSubset, ...] = ()
+    origin: str = ""

@@ -5,18 +5,16 @@ SentEval's data as a tar, of which the STS and SICK folders are unpacked beside 
 What was once fetched is found again without a network.
 """
 
-import errno
 import shutil
 import tarfile
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
-from typing import cast
 
-from sempa_mlx.errors import DataError, Problem, ResourceError
+from sempa_mlx.data.hub import NO_ROOM, fetch_file, no_room
+from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.files import cache_folder
 
 HUB_REPO = "princeton-nlp/datasets-for-simcse"
@@ -24,8 +22,6 @@ HUB_REPO = "princeton-nlp/datasets-for-simcse"
 _NLI_FILE = "nli_for_simcse.csv"
 _SENTEVAL_FILE = "senteval.tar"
 _DEMO = Path(__file__).parent / "demo"
-_PROBE_SECONDS = 5.0
-_NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
 # SentEval's STS and SICK files hold a few megabytes; more than this is not SentEval.
 _MEMBER_BYTES = 32 * 2**20
@@ -121,60 +117,8 @@ def _local_file(spec: str, names: tuple[str, ...]) -> Source:
 
 
 def _fetch(filename: str) -> Path | Problem:
-    """Return a file of SimCSE's repository from the cache or the Hub; a Problem if out of reach."""
-    from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
-
-    # The HTTP library under huggingface_hub changes its name with the version; its errors do not
-    # all become OSErrors, but HfHubHTTPError inherits from their base.
-    transport = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
-    try:
-        with suppress(errors.LocalEntryNotFoundError):
-            cached = hf_hub_download(HUB_REPO, filename, repo_type="dataset", local_files_only=True)
-            return Path(cached)
-        # Without a connection hf_hub_download tries again for minutes; this asks once.
-        url = hf_hub_url(HUB_REPO, filename, repo_type="dataset")
-        get_hf_file_metadata(url, timeout=_PROBE_SECONDS)
-        return Path(hf_hub_download(HUB_REPO, filename, repo_type="dataset"))
-    except errors.LocalEntryNotFoundError as error:
-        return _out_of_reach(filename, error)
-    except (
-        errors.RepositoryNotFoundError,
-        errors.RevisionNotFoundError,
-        errors.EntryNotFoundError,
-    ) as error:
-        raise DataError(_refused(filename, error), state="nothing was started") from error
-    # RuntimeError: what the hf_xet transfer raises when the connection breaks.
-    except (transport, OSError, RuntimeError) as error:
-        if isinstance(error, OSError) and error.errno in _NO_ROOM:
-            raise _no_room(filename, error) from error
-        return _out_of_reach(filename, error)
-
-
-def _out_of_reach(filename: str, error: Exception) -> Problem:
-    from huggingface_hub import constants
-
-    offline = constants.HF_HUB_OFFLINE
-    step = "unset HF_HUB_OFFLINE" if offline else "go online"
-    return Problem(
-        f"the Hugging Face Hub cannot be reached and {filename} is not in the cache",
-        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
-        fix=f"{step} and run `sempa-mlx data download`, or name a local path",
-    )
-
-
-def _refused(filename: str, error: Exception) -> Problem:
-    return Problem(
-        f"the Hub does not give out {filename} of the data set {HUB_REPO}",
-        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
-        fix=f"look at https://huggingface.co/datasets/{HUB_REPO}; if it asks for an account, "
-        "run `hf auth login`; or name a local path",
-    )
-
-
-def _no_room(what: str, error: OSError) -> ResourceError:
-    fix = "free some space, or set HF_HOME to a folder that can be written"
-    place = str(error.filename or "")
-    return ResourceError(Problem(f"cannot store {what}: {error.strerror}", place, fix=fix))
+    instead = "run `sempa-mlx data download`, or name a local path"
+    return fetch_file(HUB_REPO, filename, instead=instead)
 
 
 def _benchmark_dev() -> Path | Problem:
@@ -212,8 +156,8 @@ def _unpack(archive: Path, target: Path) -> Path:
         fix = f"delete {archive} and download it again"
         raise DataError(Problem(f"broken tar file: {error}", str(archive), fix=fix)) from error
     except OSError as error:
-        if error.errno in _NO_ROOM:
-            raise _no_room(_SENTEVAL_FILE, error) from error
+        if error.errno in NO_ROOM:
+            raise no_room(_SENTEVAL_FILE, error) from error
         if not target.is_dir():  # else another process was quicker
             raise DataError(Problem(f"cannot be unpacked: {error}", str(archive))) from error
     finally:

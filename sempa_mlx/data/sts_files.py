@@ -88,10 +88,11 @@ def row_pairs(path: Path, line: Line, columns: Columns, faults: Faults) -> list[
         fix = "separate score and sentences by single tabs, with no tab inside a sentence"
         faults.add(Problem(what, place, line.text[:60], fix))
         return []
-    return _pair(place, [cells[index] for index in columns[:3]], faults)
+    return scored_pair(place, [cells[index] for index in columns[:3]], faults)
 
 
-def _pair(place: str, values: Iterable[object], faults: Faults) -> list[StsPair]:
+def scored_pair(place: str, values: Iterable[object], faults: Faults) -> list[StsPair]:
+    """Return the one pair of a score and two sentences, or none after noting their faults."""
     score, *sentences = values
     before, number = faults.count, _finite(score)
     if number is None:
@@ -132,7 +133,7 @@ def _read_named(path: Path, rows: Iterable[Row | Problem], faults: Faults) -> li
         if missing:
             faults.add(missing)
         else:
-            pairs += _pair(place, [fields[name] for name in NAMES], faults)
+            pairs += scored_pair(place, [fields[name] for name in NAMES], faults)
         if missing and is_first:  # a file of another form: each row would tell the same
             break
         is_first = False
