@@ -1,0 +1,134 @@
+"""The charts of a training run, from its metrics."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from sempa_mlx.config_terms import REFERENCE_FREE, parse_terms
+from sempa_mlx.report.outcome import DEV, OutcomeX
+from sempa_mlx.report.run_record import RunRecord
+from sempa_mlx.report.svg import Line, LineChart, Point
+
+SHARE = 20  # a steady curve averages one step in so many
+PREFIX = "loss/"  # of the terms of a loss that has several
+
+
+def curve(record: RunRecord, name: str, factor: float = 1.0) -> list[Point]:
+    """Return (step, value x factor) of the training steps that have a metric, NaN if undefined."""
+    lines = (line for line in record.metrics if name in line and "best_step" not in line)
+    return [(line["step"], value_of(line, name) * factor) for line in lines]
+
+
+def evaluated(record: RunRecord, name: str, factor: float = 1.0) -> list[Point]:
+    """Return (step, value x factor) of the evaluations that have a metric, NaN if undefined."""
+    lines = (line for line in record.metrics if name in line and "best_step" in line)
+    return [(line["step"], value_of(line, name) * factor) for line in lines]
+
+
+def window(num_steps: int) -> int:
+    """Return how many steps a steady curve averages: an odd number, a twentieth of the run."""
+    return num_steps // SHARE // 2 * 2 + 1
+
+
+def steady(points: Sequence[Point]) -> list[Point]:
+    """Average each point with those around it, `window` steps in all, fewer at the ends.
+
+    Values that are not finite are left out of the averages and stay as they are.
+    """
+    reach = window(len(points)) // 2
+    if not reach:
+        return []
+    values = np.array([value for _, value in points], dtype=np.float64)
+    is_finite = np.isfinite(values)
+    sums = np.concatenate([[0.0], np.where(is_finite, values, 0.0).cumsum()])
+    counts = np.concatenate([[0], is_finite.cumsum()])
+    index = np.arange(len(values))
+    low, high = np.maximum(index - reach, 0), np.minimum(index + reach + 1, len(values))
+    count = counts[high] - counts[low]
+    means = (sums[high] - sums[low]) / np.maximum(count, 1)
+    return [
+        (step, float(mean) if fine else math.nan)
+        for (step, _), mean, fine in zip(points, means, is_finite, strict=True)
+    ]
+
+
+def charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
+    """Return the charts of a run, those without data included: the reader is told of them."""
+    best = outcome.best_step
+
+    def chart(title: str, *lines: Line) -> LineChart:
+        return LineChart(title, lines, best)
+
+    percent = 100.0
+    return [
+        *_score_charts(record, outcome),
+        chart("Loss", _line(curve(record, "loss"))),
+        *_terms(record, best),
+        chart("Reward margin, chosen − rejected", _line(curve(record, "rewards/margins"))),
+        chart(
+            "Accuracy: chosen above rejected, %",
+            _line(curve(record, "rewards/accuracies", percent)),
+        ),
+        _ratios(record, best),
+    ]
+
+
+def _line(points: list[Point], label: str = "", kind: str = "first") -> Line:
+    return Line(points, label, kind, steady(points))
+
+
+def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
+    """Chart the score that chose the adapter, and what else was evaluated."""
+    best, label = outcome.best_step, outcome.shown(outcome.best_in_training)
+    peak = None
+    if best and not math.isnan(outcome.best_in_training):
+        peak = ((best, outcome.best_in_training), label)
+    level = None
+    if not math.isnan(outcome.base):
+        level = (outcome.base, f"base {outcome.shown(outcome.base)}")
+    title = outcome.name[0].upper() + outcome.name[1:]
+    found = [LineChart(title, [Line(outcome.scores)], best, level, peak)]
+    others = {
+        DEV: ("Dev Spearman × 100", 1.0),
+        "eval/loss": ("Dev loss", 1.0),
+        "eval/accuracies": ("Dev accuracy, %", 100.0),
+    }
+    for name, (other, factor) in others.items():
+        points = evaluated(record, name, factor)
+        if points and tuple(points) != outcome.scores:
+            found.append(LineChart(other, [Line(points)], best))
+    return found
+
+
+def _terms(record: RunRecord, best: int | None) -> list[LineChart]:
+    """Chart each term of a loss that has several, as they differ in size."""
+    names = dict.fromkeys(key for line in record.metrics for key in line if key.startswith(PREFIX))
+    return [
+        LineChart(f"Loss, term {name.removeprefix(PREFIX)}", [_line(curve(record, name))], best)
+        for name in names
+    ]
+
+
+def _ratios(record: RunRecord, best: int | None) -> LineChart:
+    """Chart log-ratios to the reference, or log-probabilities where a loss has no reference."""
+    beta = record.number("objective.beta")
+    if beta > 0 and not _is_reference_free(record):
+        title, prefix, factor = "Log-ratio to the reference, nats", "rewards", 1 / beta
+    else:
+        title, prefix, factor = "Log-probability, nats", "logps", 1.0
+    lines = [
+        _line(curve(record, f"{prefix}/{side}", factor), side, kind)
+        for side, kind in (("chosen", "first"), ("rejected", "second"))
+    ]
+    return LineChart(title, lines, best)
+
+
+def _is_reference_free(record: RunRecord) -> bool:
+    """Tell whether no term of the loss compares with the reference."""
+    try:
+        terms = parse_terms(record.setting("objective.loss") or "")
+    except ValueError:  # of a later version
+        return False
+    scored = terms.keys() - {"embedding", "kl"}
+    return bool(scored) and scored <= {*REFERENCE_FREE, "sft"}
