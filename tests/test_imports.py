@@ -1,7 +1,8 @@
 """The shape of the house: who may import whom, who may print, how long things may be.
 
-Data goes `data -> model -> training -> encoder -> evaluation -> export -> run -> report -> commands`,
-and an import may only point to the left along that line. This reads the source; nothing is run.
+Data goes `data -> model -> training -> encoder -> evaluation -> export -> run -> report ->
+commands`, and an import may only point to the left along that line. This reads the source; nothing
+is run.
 """
 
 import ast

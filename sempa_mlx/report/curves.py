@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sempa_mlx.config_terms import REFERENCE_FREE, parse_terms
-from sempa_mlx.report.outcome import DEV, OutcomeX
+from sempa_mlx.report.numbers import value_of
+from sempa_mlx.report.outcome import DEV, Outcome
 from sempa_mlx.report.run_record import RunRecord
 from sempa_mlx.report.svg import Line, LineChart, Point
 

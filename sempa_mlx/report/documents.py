@@ -62,21 +62,19 @@ def _kind(content: object) -> Kind | None:
         return None
     if not all(isinstance(row, dict) for row in rows):
         return None
-    if all(_has_scores(row, content) for row in rows):
-        return "sts"
-    if all(_numbers(row, "adapter_scale", "spearman", "perplexity", "kl") for row in rows):
-        return "frontier"
-    if not all(isinstance(row.get("system"), str) for row in rows):
-        return None
-    if all(_numbers(row, "alignment", "uniformity", "average_cosine") for row in rows):
-        return "geometry"
-    return "generation" if all(map(_is_generation, rows)) else None
+    kinds: dict[Kind, bool] = {
+        "sts": all(_is_sts(row, content) for row in rows),
+        "frontier": all(map(_is_frontier, rows)),
+        "geometry": all(map(_is_geometry, rows)),
+        "generation": all(map(_is_generation, rows)),
+    }
+    return next((kind for kind, fits in kinds.items() if fits), None)
 
 
-def _has_scores(row: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
+def _is_sts(row: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
     scores = row.get("scores")
     return (
-        isinstance(row.get("system"), str)
+        _has_name(row)
         and isinstance(content.get("pairs"), dict)
         and isinstance(scores, dict)
         and _numbers(scores, *scores)
@@ -84,10 +82,23 @@ def _has_scores(row: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
     )
 
 
+def _is_frontier(row: Mapping[str, Any]) -> bool:
+    return _numbers(row, "adapter_scale", "spearman", "perplexity", "kl")
+
+
+def _is_geometry(row: Mapping[str, Any]) -> bool:
+    return _has_name(row) and _numbers(row, "alignment", "uniformity", "average_cosine")
+
+
+def _has_name(row: Mapping[str, Any]) -> bool:
+    return isinstance(row.get("system"), str) and bool(row["system"].strip())
+
+
 def _is_generation(row: Mapping[str, Any]) -> bool:
     figures = row.get("figures", [])
     return (
-        ("perplexity" in row or "figures" in row)
+        _has_name(row)
+        and ("perplexity" in row or "figures" in row)
         and (_numbers(row, "perplexity") or "perplexity" not in row)
         and isinstance(figures, list)
         and all(
@@ -99,6 +110,4 @@ def _is_generation(row: Mapping[str, Any]) -> bool:
 
 def _numbers(row: Mapping[str, Any], *keys: str) -> bool:
     """Tell whether all keys are there with a number or null."""
-    return all(
-        key in row and (row[key] is None or type(row[key]) in (int, float)) for key in keys
-    )
+    return all(key in row and (row[key] is None or type(row[key]) in (int, float)) for key in keys)

@@ -33,7 +33,9 @@ def sentence_map(
     unit = (half - MARGIN) / reach if reach > 0 else 0.0
     spots = [(half + unit * float(x), half - unit * float(y)) for x, y in points]
     named = {row for pair in joined for row in (pair.left, pair.right)}
-    quiet = [_dot(spots[row], sentences[row], "quiet") for row in range(len(spots)) if row not in named]
+    quiet = [
+        _dot(spots[row], sentences[row], "quiet") for row in range(len(spots)) if row not in named
+    ]
     lines = [_join(spots[pair.left], spots[pair.right]) for pair in joined]
     dots = [_dot(spots[row], sentences[row], "named") for row in sorted(named)]
     return element(

@@ -7,7 +7,7 @@ from html import escape
 # What no HTML or XML may hold: controls other than tab and line ends, surrogates, non-characters.
 _FORBIDDEN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufffe\uffff]")
 
-Attributes = Mapping[str, str | float | None]
+Attributes = Mapping[str, object]
 
 
 class Markup(str):
@@ -34,7 +34,9 @@ def element(name: str, attributes: Attributes | None = None, *children: str) -> 
     """
     inside = "".join(map(markup, children))
     opening = name + "".join(
-        f' {key}="{_value(value)}"' for key, value in (attributes or {}).items() if value is not None
+        f' {key}="{_value(value)}"'
+        for key, value in (attributes or {}).items()
+        if value is not None
     )
     if not inside and name in _CLOSED:
         return Markup(f"<{opening}/>")
@@ -49,7 +51,7 @@ def joined(parts: Iterable[str], between: str = "") -> Markup:
     return Markup(markup(between).join(map(markup, parts)))
 
 
-def _value(value: str | float) -> str:
-    if isinstance(value, str):
-        return markup(value)
-    return f"{value:.2f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
+def _value(value: object) -> str:
+    if isinstance(value, float):
+        return f"{value:.2f}".rstrip("0").rstrip(".")
+    return markup(str(value))

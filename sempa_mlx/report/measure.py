@@ -159,10 +159,20 @@ def measure(
         vectors.append(found)
     base, after = systems
     return Measured(
-        *(task.name, len(choice.pairs), len(task.pairs), trained.settings.adapter_scale),
-        *(base, after, paired_difference(after.spearman, base.spearman)),
-        *(len(choice.positives), tuple(texts), aligned_maps(*map(_unit, vectors))),
-        *(choice.joined, choice.examples, choice.queries, tuple(remarks)),
+        label=task.name,
+        num_pairs=len(choice.pairs),
+        num_available=len(task.pairs),
+        scale=trained.settings.adapter_scale,
+        base=base,
+        trained=after,
+        gain=paired_difference(after.spearman, base.spearman),
+        num_positives=len(choice.positives),
+        sentences=tuple(texts),
+        maps=aligned_maps(*map(_unit, vectors)),
+        joined=choice.joined,
+        examples=choice.examples,
+        queries=choice.queries,
+        remarks=tuple(remarks),
     )
 
 

@@ -46,7 +46,9 @@ class Outcome:
     @property
     def best_in_training(self) -> float:
         """The score at the best step, before other scales were tried."""
-        return math.nan if self.best_step is None else dict(self.scores).get(self.best_step, math.nan)
+        return (
+            math.nan if self.best_step is None else dict(self.scores).get(self.best_step, math.nan)
+        )
 
     @property
     def best(self) -> float:

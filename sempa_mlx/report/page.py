@@ -2,11 +2,12 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from sempa_mlx.report.markup import Markup, element, joined, markup
-from sempa_mlx.report.style import STYLE
 
 GENERATOR = "sempa-mlx report"
+STYLE_FILE = Path(__file__).with_name("report.css")
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +29,7 @@ def page(title: str, lead: Markup, sections: Sequence[Section], footer: str) -> 
         element("meta", {"name": "viewport", "content": "width=device-width, initial-scale=1"}),
         element("meta", {"name": "color-scheme", "content": "light dark"}),
         element("title", {}, title),
-        element("style", {}, Markup(f"\n{STYLE}\n")),
+        element("style", {}, Markup(STYLE_FILE.read_text(encoding="utf-8"))),
     )
     links = (element("a", {"href": f"#{each.anchor}"}, each.title) for each in sections)
     contents = element("ul", {}, *(element("li", {}, link) for link in links))

@@ -133,7 +133,9 @@ def _text(x: float, y: float, text: str, kind: str = "", anchor: str = "start") 
 def _level(frame: _Frame, level: float, label: str) -> Markup:
     y = frame.y(level)
     line = {"class": "grid", "x1": frame.left, "x2": frame.right, "y1": y, "y2": y}
-    return element("g", {}, element("line", line), _text(frame.left - 6, y + 4, label, anchor="end"))
+    return element(
+        "g", {}, element("line", line), _text(frame.left - 6, y + 4, label, anchor="end")
+    )
 
 
 def _step_axis(frame: _Frame) -> list[Markup]:
@@ -203,9 +205,11 @@ def _end_label(line: Line) -> str:
 
 def _end_labels(frame: _Frame, lines: Sequence[Line]) -> list[Markup]:
     """Name lines at their ends, from top to bottom, moved apart where they would overlap."""
-    ends = sorted(
-        (frame.y(last[1]), line) for line in lines if line.label and (last := _last(line))
-    ) if len(lines) > 1 else []
+    ends = (
+        sorted((frame.y(last[1]), line) for line in lines if line.label and (last := _last(line)))
+        if len(lines) > 1
+        else []
+    )
     heights = [y for y, _ in ends]
     for index, (above, below) in enumerate(pairwise(heights)):
         heights[index + 1] = max(below, above + LINE_GAP)
