@@ -59,19 +59,22 @@ def charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     best = outcome.best_step
 
     def chart(title: str, *lines: Line) -> LineChart:
-        return LineChart(title, lines, best)
+        return LineChart(title, lines, outcome.last_step, best)
 
     percent = 100.0
     return [
         *_score_charts(record, outcome),
         chart("Loss", _line(curve(record, "loss"))),
-        *_terms(record, best),
+        *(
+            chart(f"Loss, term {name}", _line(curve(record, PREFIX + name)))
+            for name in _terms(record)
+        ),
         chart("Reward margin, chosen − rejected", _line(curve(record, "rewards/margins"))),
         chart(
             "Accuracy: chosen above rejected, %",
             _line(curve(record, "rewards/accuracies", percent)),
         ),
-        _ratios(record, best),
+        chart(*_ratios(record)),
     ]
 
 
@@ -89,7 +92,8 @@ def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     if not math.isnan(outcome.base):
         level = (outcome.base, f"base {outcome.shown(outcome.base)}")
     title = outcome.name[0].upper() + outcome.name[1:]
-    found = [LineChart(title, [Line(outcome.scores)], best, level, peak)]
+    last = outcome.last_step
+    found = [LineChart(title, [Line(outcome.scores)], last, best, level, peak)]
     others = {
         DEV: ("Dev Spearman × 100", 1.0),
         "eval/loss": ("Dev loss", 1.0),
@@ -98,31 +102,27 @@ def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     for name, (other, factor) in others.items():
         points = evaluated(record, name, factor)
         if points and tuple(points) != outcome.scores:
-            found.append(LineChart(other, [Line(points)], best))
+            found.append(LineChart(other, [Line(points)], last, best))
     return found
 
 
-def _terms(record: RunRecord, best: int | None) -> list[LineChart]:
-    """Chart each term of a loss that has several, as they differ in size."""
-    names = dict.fromkeys(key for line in record.metrics for key in line if key.startswith(PREFIX))
-    return [
-        LineChart(f"Loss, term {name.removeprefix(PREFIX)}", [_line(curve(record, name))], best)
-        for name in names
-    ]
+def _terms(record: RunRecord) -> list[str]:
+    """Return the terms of a loss that has several; they differ in size, so each has its chart."""
+    keys = dict.fromkeys(key for line in record.metrics for key in line)
+    return [key.removeprefix(PREFIX) for key in keys if key.startswith(PREFIX)]
 
 
-def _ratios(record: RunRecord, best: int | None) -> LineChart:
-    """Chart log-ratios to the reference, or log-probabilities where a loss has no reference."""
+def _ratios(record: RunRecord) -> tuple[str, Line, Line]:
+    """Return log-ratios to the reference, or log-probabilities where a loss has no reference."""
     beta = record.number("objective.beta")
     if beta > 0 and not _is_reference_free(record):
         title, prefix, factor = "Log-ratio to the reference, nats", "rewards", 1 / beta
     else:
         title, prefix, factor = "Log-probability, nats", "logps", 1.0
-    lines = [
-        _line(curve(record, f"{prefix}/{side}", factor), side, kind)
-        for side, kind in (("chosen", "first"), ("rejected", "second"))
-    ]
-    return LineChart(title, lines, best)
+    chosen, rejected = (
+        curve(record, f"{prefix}/{side}", factor) for side in ("chosen", "rejected")
+    )
+    return title, _line(chosen, "chosen"), _line(rejected, "rejected", "second")
 
 
 def _is_reference_free(record: RunRecord) -> bool:

@@ -7,9 +7,12 @@ import numpy as np
 from sempa_mlx.report.markup import Markup, element
 from sempa_mlx.report.measure import Joined
 
-SIZE, MARGIN = 400, 16
+WIDTH, MARGIN = 400, 16
+HEIGHTS = (240.0, 480.0)
 OFFSETS = ((0, -9), (0, 18), (12, 4), (-12, 4), (10, -7), (-10, -7), (10, 15), (-10, 15))
 LABEL = (17.0, 13.0)  # room of a number, in pixels
+
+Spot = tuple[float, float]
 
 
 def sentence_map(
@@ -17,7 +20,7 @@ def sentence_map(
     sentences: Sequence[str],
     joined: Sequence[Joined],
     *,
-    reach: float,
+    box: tuple[np.ndarray, np.ndarray],
     label: str,
 ) -> Markup:
     """Draw sentences at their places; pointing at a dot shows its sentence.
@@ -26,12 +29,16 @@ def sentence_map(
         points: (n, 2) finite.
         sentences: n texts.
         joined: pairs to draw in colour, numbered from 1; a number without room is left out.
-        reach: what lies at the edge, so that several maps can have one scale.
+        box: the lowest and the highest x and y to show, (2,) each, so that maps can have one scale.
         label: what the map shows, for those who do not see it.
     """
-    half = SIZE / 2
-    unit = (half - MARGIN) / reach if reach > 0 else 0.0
-    spots = [(half + unit * float(x), half - unit * float(y)) for x, y in points]
+    (left, low), (right, high) = box
+    unit = (WIDTH - 2 * MARGIN) / max(right - left, (high - low) * WIDTH / HEIGHTS[1], 1e-9)
+    height = max(HEIGHTS[0], 2 * MARGIN + unit * (high - low))
+    middle = np.array([left + right, low + high]) / 2
+    spots = [
+        (WIDTH / 2 + unit * float(x), height / 2 - unit * float(y)) for x, y in points - middle
+    ]
     named = {row for pair in joined for row in (pair.left, pair.right)}
     quiet = [
         _dot(spots[row], sentences[row], "quiet") for row in range(len(spots)) if row not in named
@@ -40,27 +47,27 @@ def sentence_map(
     dots = [_dot(spots[row], sentences[row], "named") for row in sorted(named)]
     return element(
         "svg",
-        {"viewBox": f"0 0 {SIZE} {SIZE}", "role": "img", "aria-label": label},
-        element("rect", {"class": "frame", "width": SIZE, "height": SIZE, "rx": 6}),
+        {"viewBox": f"0 0 {WIDTH} {height:.0f}", "role": "img", "aria-label": label},
+        element("rect", {"class": "frame", "width": WIDTH, "height": float(height), "rx": 6}),
         *(*quiet, *lines, *dots),
-        *_numbers([(spots[pair.left], spots[pair.right]) for pair in joined]),
+        *_numbers([(spots[pair.left], spots[pair.right]) for pair in joined], float(height)),
     )
 
 
-def _dot(spot: tuple[float, float], sentence: str, kind: str) -> Markup:
+def _dot(spot: Spot, sentence: str, kind: str) -> Markup:
     attributes = {"class": kind, "cx": spot[0], "cy": spot[1], "r": 4 if kind == "named" else 2.5}
     return element("circle", attributes, element("title", {}, sentence))
 
 
-def _join(one: tuple[float, float], other: tuple[float, float]) -> Markup:
+def _join(one: Spot, other: Spot) -> Markup:
     ends = {"x1": one[0], "y1": one[1], "x2": other[0], "y2": other[1]}
     return element("line", {"class": "join", **ends})
 
 
-def _numbers(pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -> list[Markup]:
+def _numbers(pairs: Sequence[tuple[Spot, Spot]], height: float) -> list[Markup]:
     """Put each pair's number where it meets neither another number nor a coloured dot."""
     dots = [spot for pair in pairs for spot in pair]
-    taken: list[tuple[float, float]] = []
+    taken: list[Spot] = []
     found = []
     for number, (one, other) in enumerate(pairs, 1):
         middle = ((one[0] + other[0]) / 2, (one[1] + other[1]) / 2)
@@ -69,7 +76,8 @@ def _numbers(pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -
             for anchor in (middle, one, other)
             for across, down in OFFSETS
         ]
-        free = next((place for place in places if _is_free(place, taken, dots)), None)
+        inside = [place for place in places if _is_inside(place, height)]
+        free = next((place for place in inside if _is_free(place, taken, dots)), None)
         if free is None:
             continue
         taken.append(free)
@@ -78,14 +86,14 @@ def _numbers(pairs: Sequence[tuple[tuple[float, float], tuple[float, float]]]) -
     return found
 
 
-def _is_free(
-    place: tuple[float, float],
-    taken: Sequence[tuple[float, float]],
-    dots: Sequence[tuple[float, float]],
-) -> bool:
+def _is_inside(place: Spot, height: float) -> bool:
     x, y = place
-    inside = LABEL[0] / 2 < x < SIZE - LABEL[0] / 2 and LABEL[1] < y < SIZE - 3
+    return LABEL[0] / 2 < x < WIDTH - LABEL[0] / 2 and LABEL[1] < y < height - 3
+
+
+def _is_free(place: Spot, taken: Sequence[Spot], dots: Sequence[Spot]) -> bool:
+    x, y = place
     apart = all(abs(x - a) >= LABEL[0] or abs(y - b) >= LABEL[1] for a, b in taken)
     # A text's y is its baseline; its middle is about four pixels higher.
     off = all(abs(x - a) >= LABEL[0] / 2 + 2 or abs(y - 4 - b) >= LABEL[1] / 2 + 2 for a, b in dots)
-    return inside and apart and off
+    return apart and off

@@ -25,7 +25,7 @@ from sempa_mlx.report.projection import Maps, aligned_maps
 POSITIVE_FROM = 4.0  # score of pairs that mean the same, as in `eval geometry`
 NUM_JOINED = 12  # pairs that are named on the maps
 NUM_EXAMPLES = 6  # sentences whose tokens are shown
-NUM_QUERIES = 5
+NUM_QUERIES = 6
 NUM_NEIGHBOURS = 3
 NUM_TOKENS = 10
 EXAMPLE_LENGTH = range(20, 91)  # characters: enough to say something, short enough to read
@@ -190,6 +190,7 @@ def _chosen(pairs: Sequence[StsPair]) -> _Choice:
     least = ranked[min(NUM_JOINED, len(ranked)) - 1] if ranked else 0.0
     # Files group sentences by source: of those with equal scores, some of each source are taken.
     near = spread([pair for pair in differing if pair.score >= least], NUM_JOINED)
+    positives = [pair for pair in differing if pair.score >= POSITIVE_FROM] or near
     readable = [text for text in texts if len(text) in EXAMPLE_LENGTH] or texts
     return _Choice(
         pairs,
@@ -198,7 +199,7 @@ def _chosen(pairs: Sequence[StsPair]) -> _Choice:
             Joined(rows[pair.sentence1], rows[pair.sentence2], pair.score) for pair in near
         ),
         examples=tuple(spread(readable, NUM_EXAMPLES)),
-        queries=tuple(dict.fromkeys(pair.sentence1 for pair in spread(near, NUM_QUERIES))),
+        queries=tuple(dict.fromkeys(pair.sentence1 for pair in spread(positives, NUM_QUERIES))),
     )
 
 

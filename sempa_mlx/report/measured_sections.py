@@ -31,7 +31,8 @@ def scores(measured: Measured) -> Markup:
     caption = f"Measured for this report, Spearman × 100, {_pairs(measured)}"
     note = (
         f"Intervals: percentiles of {measured.gain.interval.num_resamples:,} bootstrap resamples "
-        "of the pairs. p: paired bootstrap, two-sided, for the hypothesis of no gain."
+        "of the pairs. p: paired bootstrap, two-sided, for the hypothesis of no gain. The pairs "
+        "need not be those that chose the best step, so the scores need not be those above."
     )
     columns = ["", "Spearman × 100", "95% interval", "p"]
     return joined([table(columns, rows, caption=caption), paragraph(note, kind="note")])
@@ -91,12 +92,12 @@ def _measure(found: Geometry, key: str, digits: int) -> str:
 def maps_section(measured: Measured) -> Section:
     """Draw the sentences before and after, and list the pairs that are named."""
     maps = measured.maps
-    reach = float(max(np.abs(maps.before).max(), np.abs(maps.after).max()))
+    both = np.concatenate([maps.before, maps.after])
     drawn = [
         figure(
             sentence_map(
                 *(points, measured.sentences, measured.joined),
-                reach=reach,
+                box=(both.min(axis=0), both.max(axis=0)),
                 label=f"Map of {len(measured.sentences)} sentences {name} training",
             ),
             f"{name.capitalize()} training",
@@ -136,7 +137,7 @@ def _named_pairs(measured: Measured) -> Markup:
 
 def words_section(measured: Measured) -> Section:
     """Show the words that example sentences align with, before and after."""
-    text = (
+    intro = (
         "An embedding goes through the model's own output head; these are the words that come out "
         "on top, best first. Marked words stand in the sentence (case and blanks ignored)."
     )
@@ -146,9 +147,7 @@ def words_section(measured: Measured) -> Section:
             measured.examples, measured.base.tokens, measured.trained.tokens, strict=True
         )
     ]
-    return Section(
-        "words", "Words that embeddings align with", joined([paragraph(text), grid("cards", cards)])
-    )
+    return Section("words", "Aligned words", joined([paragraph(intro), grid("cards", cards)]))
 
 
 def _words(tokens: tuple[Token, ...]) -> Markup:
@@ -168,7 +167,7 @@ def neighbours_section(measured: Measured) -> Section:
     """Show the sentences nearest to some, before and after."""
     text = (
         f"The nearest of {len(measured.sentences):,} sentences, by cosine. In bold, with people's "
-        "score: the sentence that stands beside it in the data."
+        "score: a sentence that is paired with it in the data."
     )
     systems: tuple[System, System] = (measured.base, measured.trained)
     cards = [

@@ -123,7 +123,7 @@ def table(
     Args:
         columns: headings.
         rows: as many cells each.
-        caption: above the table; the name of the scrolled region for those who do not see it.
+        caption: heading above the table, and its name for those who do not see it.
         words: columns, from 0, that hold text that may wrap.
     """
     kinds = ["words" if index in words else None for index in range(len(columns))]
@@ -142,13 +142,12 @@ def table(
     tags: list[tuple[str, str | None]] = [("th", "row"), *[("td", None)] * (len(columns) - 1)]
     content = element(
         "table",
-        {},
-        element("caption", {}, caption) if caption else "",
+        {"aria-label": caption or None},
         element("thead", {}, head),
         element("tbody", {}, *(line(row, tags) for row in rows)),
     )
     region = {"class": "scroll", "tabindex": 0, "role": "region", "aria-label": caption or "table"}
-    return element("div", region, content)
+    return joined([heading(caption) if caption else "", element("div", region, content)])
 
 
 def wide(drawing: Markup, label: str) -> Markup:

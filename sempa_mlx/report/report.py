@@ -38,7 +38,7 @@ def report_page(
     more = () if isinstance(measured, str) else measured.remarks
     sections = [
         training_section(record, outcome),
-        _tables("sts", "Similarity (STS)", record, documents, _scores(measured)),
+        _tables("sts", "Similarity", record, documents, _scores(measured)),
         _tables("geometry", "Geometry", record, documents, _geometry(measured)),
         *_looks(measured),
         _tables("generation", "Generation", record, documents, None),

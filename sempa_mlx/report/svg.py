@@ -38,12 +38,14 @@ class Line:
 class LineChart:
     """One or more lines over steps, with what is marked in them.
 
+    The axis of steps goes from 0 to `last_step`, so that charts of a run can be compared.
     `best_step` gets a vertical line, `level` a horizontal one with its label; `peak` is a point
     with a label of its own.
     """
 
     title: str
     lines: Sequence[Line]
+    last_step: int
     best_step: int | None = None
     level: tuple[float, str] | None = None
     peak: tuple[Point, str] | None = None
@@ -58,15 +60,13 @@ class LineChart:
 class _Frame:
     """Where the values of a chart lie on the paper."""
 
-    steps: tuple[float, float]
+    last_step: float
     levels: tuple[float, float]
     left: float
     right: float
 
     def x(self, step: float) -> float:
-        first, last = self.steps
-        share = (step - first) / (last - first) if last > first else 0.5
-        return self.left + share * (self.right - self.left)
+        return self.left + step / self.last_step * (self.right - self.left)
 
     def y(self, value: float) -> float:
         low, high = self.levels
@@ -85,13 +85,12 @@ def line_chart(chart: LineChart) -> Markup:
     values = [value for _, value in finite] + ([chart.level[0]] if chart.level else [])
     levels = nice_ticks(values)
     labels = tick_labels(levels)
-    steps = [step for line in chart.lines for step, _ in line.points]
     longest = max(len(_end_label(line)) for line in chart.lines)
     frame = _Frame(
-        (min(steps), max(steps)),
+        max(chart.last_step, 1.0),
         (levels[0], levels[-1]),
         left=10 + CHARACTER * max(map(len, labels)),
-        right=WIDTH - 10 - CHARACTER * longest,
+        right=WIDTH - 14 - CHARACTER * longest,
     )
     return element(
         "svg",
@@ -139,9 +138,8 @@ def _level(frame: _Frame, level: float, label: str) -> Markup:
 
 
 def _step_axis(frame: _Frame) -> list[Markup]:
-    first, last = frame.steps
-    ticks = [tick for tick in nice_ticks([first, last]) if first <= tick <= last]
-    whole = [tick for tick in ticks if abs(tick - round(tick)) < 1e-9] or [first]
+    ticks = [tick for tick in nice_ticks([0, frame.last_step], 7) if tick <= frame.last_step]
+    whole = [tick for tick in ticks if abs(tick - round(tick)) < 1e-9]
     y = HEIGHT - BOTTOM + 16
     return [
         *(_text(frame.x(tick), y, f"{tick:,.0f}", anchor="middle") for tick in whole),
@@ -151,7 +149,7 @@ def _step_axis(frame: _Frame) -> list[Markup]:
 
 def _marks(frame: _Frame, chart: LineChart) -> list[Markup]:
     found = []
-    if chart.best_step is not None and frame.steps[0] <= chart.best_step <= frame.steps[1]:
+    if chart.best_step is not None and 0 <= chart.best_step <= frame.last_step:
         x = frame.x(chart.best_step)
         line = {"class": "best", "x1": x, "x2": x, "y1": TOP - 6, "y2": HEIGHT - BOTTOM}
         anchor = _anchor(x, frame)
@@ -226,5 +224,6 @@ def _peak(frame: _Frame, chart: LineChart) -> list[Markup]:
     x, y = frame.x(step), frame.y(value)
     above = y - 9 if y - 9 > TOP + 4 else y + 18
     dot = element("circle", {"class": "peak", "cx": x, "cy": y, "r": 4})
-    beside = {"start": x + 8, "end": x - 8, "middle": x}[_anchor(x, frame)]
-    return [dot, _text(beside, above, label, "strong halo", _anchor(x, frame))]
+    has_room = frame.right - x > CHARACTER * len(label)  # beside the line of the best step
+    beside, anchor = (x + 6, "start") if has_room else (x - 6, "end")
+    return [dot, _text(beside, above, label, "strong halo", anchor)]
