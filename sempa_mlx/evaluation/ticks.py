@@ -20,8 +20,10 @@ def tick_labels(ticks: Sequence[float]) -> list[str]:
     """Write evenly spaced ticks with the same number of decimals, as few as tell them apart."""
     if len(ticks) < 2:
         return [f"{tick:g}" for tick in ticks]
-    gap = ticks[1] - ticks[0]
-    most = max(map(abs, ticks))
+    gap, most = ticks[1] - ticks[0], max(map(abs, ticks))
     digits = max(0, -math.floor(math.log10(gap) + 1e-9))
-    form = f"z,.{digits}f" if digits <= 4 and most < 1e6 else ".2g" if digits > 4 else ".3g"
+    if digits <= 4 and most < 1e6:
+        form = f"z,.{digits}f"
+    else:  # as many significant digits as the largest needs to differ by a gap
+        form = f".{math.floor(math.log10(most)) - math.floor(math.log10(gap) + 1e-9) + 1}g"
     return [f"{tick:{form}}".replace("-", "\N{MINUS SIGN}", 1) for tick in ticks]
