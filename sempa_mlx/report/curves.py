@@ -97,12 +97,14 @@ def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     others = {
         DEV: ("Dev Spearman × 100", 1.0),
         "eval/loss": ("Dev loss", 1.0),
-        "eval/accuracies": ("Dev accuracy, %", 100.0),
+        "eval/accuracies": ("Dev accuracy × 100", 100.0),
     }
-    for name, (other, factor) in others.items():
-        points = evaluated(record, name, factor)
-        if points and tuple(points) != outcome.scores:
-            found.append(LineChart(other, [Line(points)], last, best))
+    has_scales = any(key.startswith(f"{DEV}@") for line in record.metrics for key in line)
+    for key, (other, factor) in others.items():
+        points = evaluated(record, key, factor)
+        if points and (key != outcome.key or has_scales):
+            name = f"{other}, adapter at scale 1" if has_scales and key == DEV else other
+            found.append(LineChart(name, [Line(points)], last, best))
     return found
 
 

@@ -21,6 +21,7 @@ class Outcome:
     """The score that chose the adapter; NaN where it is undefined or was never measured.
 
     Attributes:
+        key: of the score in metrics.jsonl.
         name: of the score.
         digits: to show of it.
         scores: (step, score) of every evaluation, at the best of the scales tried there.
@@ -30,6 +31,7 @@ class Outcome:
         last_step: the last training step in the log.
     """
 
+    key: str
     name: str
     digits: int
     scores: tuple[tuple[int, float], ...]
@@ -77,7 +79,8 @@ def read_outcome(record: RunRecord) -> Outcome:
     steps = [line["step"] for line in record.metrics]
     is_step = type(best_step) is int
     return Outcome(
-        *(name, digits, scores, best_step if is_step else None, dial, scale), max(steps, default=0)
+        *(key, name, digits, scores, best_step if is_step else None, dial, scale),
+        max(steps, default=0),
     )
 
 

@@ -140,7 +140,7 @@ def training_section(record: RunRecord, outcome: Outcome) -> Section:
     if drawn:
         parts.append(paragraph(_how_drawn(num_steps), kind="note"))
     if absent:
-        parts.append(missing(f"Not in the log of this run: {'; '.join(absent)}."))
+        parts.append(missing(f"Without a value in the log, so not drawn: {'; '.join(absent)}."))
     skipped = [line["step"] for line in record.metrics if "skipped_rows" in line]
     if skipped:
         steps = ", ".join(map(str, skipped[:10])) + (", …" if len(skipped) > 10 else "")

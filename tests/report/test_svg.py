@@ -13,7 +13,7 @@ from sempa_mlx.report.map_svg import sentence_map
 from sempa_mlx.report.measure import Joined
 from sempa_mlx.report.svg import BOTTOM, HEIGHT, TOP, WIDTH, Line, LineChart, line_chart, thinned
 
-HOSTILE = '<script>alert("1")</script> & \'q\' \u202e\u05d0 \U0001f600 \x00\ud800'
+HOSTILE = "<script>alert(\"1\")</script> & 'q' \u202e\u05d0 \U0001f600 \x00\ud800"
 FINITE = st.floats(-1e6, 1e6)
 
 
@@ -175,7 +175,9 @@ def test_pairs_are_joined_and_numbered():
     points = [[0, 0], [1, 0], [0, 5], [1, 5], [3, 3]]
     tree = drawn_map(points, list("abcde"), [Joined(0, 1, 5.0), Joined(2, 3, 4.5)])
     assert texts_of(tree) == ["1", "2"]
-    spots = {each.find("title").text: (each.get("cx"), each.get("cy")) for each in tree.iter("circle")}
+    spots = {
+        each.find("title").text: (each.get("cx"), each.get("cy")) for each in tree.iter("circle")
+    }
     ends = [
         ((each.get("x1"), each.get("y1")), (each.get("x2"), each.get("y2")))
         for each in tree.iter("line")
