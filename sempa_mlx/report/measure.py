@@ -1,6 +1,6 @@
 """What is measured for a report: base and trained model on the same scored pairs."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import TypeVar
@@ -27,7 +27,8 @@ NUM_JOINED = 12  # pairs that are named on the maps
 NUM_EXAMPLES = 6  # sentences whose tokens are shown
 NUM_QUERIES = 6
 NUM_NEIGHBOURS = 3
-NUM_TOKENS = 10
+NUM_TOKENS = 8  # of different forms
+TOKEN_DEPTH = 40  # in which they are looked for
 EXAMPLE_LENGTH = range(20, 91)  # characters: enough to say something, short enough to read
 
 Item = TypeVar("Item")
@@ -227,12 +228,14 @@ def _tokens(encoder: Encoder, examples: Sequence[str]) -> tuple[tuple[Token, ...
     """Return the words that each example aligns with, best first, each form once."""
     tokenizer = encoder.loaded.tokenizer
     form = partial(fold, tokenizer)
-    found = find_key_tokens(encoder, examples, top=NUM_TOKENS)
+    found = find_key_tokens(encoder, examples, top=TOKEN_DEPTH)
     shown = []
     for own, aligned in zip(found.texts, found.aligned, strict=True):
         own_forms = {form(token) for token in own}
-        firsts = {form(token): token for token in reversed(aligned[:NUM_TOKENS])}
-        kept = [token for token in aligned[:NUM_TOKENS] if firsts[form(token)] == token]
+        firsts: dict[Hashable, int] = {}
+        for token in aligned:
+            firsts.setdefault(form(token), token)
+        kept = list(firsts.values())[:NUM_TOKENS]
         # Heads of some models have more rows than their tokenizers have tokens.
         words = [spell(tokenizer, token).strip() or f"<{token}>" for token in kept]
         shown.append(

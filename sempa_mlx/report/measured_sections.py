@@ -8,7 +8,7 @@ from sempa_mlx.report.map_svg import sentence_map
 from sempa_mlx.report.markup import Markup, element, joined
 from sempa_mlx.report.measure import POSITIVE_FROM, Measured, Neighbour, System, Token
 from sempa_mlx.report.numbers import shown, span
-from sempa_mlx.report.page import Section, bidi, figure, grid, missing, paragraph, table
+from sempa_mlx.report.page import Section, bidi, cell, figure, grid, missing, paragraph, table
 
 MEASURES = {  # measure: name, digits, meaning
     "alignment": ("Alignment", 3, "mean squared distance of paraphrases; lower is closer"),
@@ -66,7 +66,7 @@ def geometry(measured: Measured) -> Markup:
     """Return the table of geometry before and after training."""
     before, after = measured.base.geometry, measured.trained.geometry
     rows = [
-        [name, *(_measure(each, key, digits) for each in (before, after)), meaning]
+        [cell(name, meaning), *(_measure(each, key, digits) for each in (before, after))]
         for key, (name, digits, meaning) in MEASURES.items()
     ]
     count = before.num_vectors
@@ -79,9 +79,7 @@ def geometry(measured: Measured) -> Markup:
     zero = before.num_zero + after.num_zero
     if zero:
         note += f" {zero} zero vectors have no direction and are left out."
-    columns = ["", "before", "after", "what it is"]
-    caption = "Before and after training"
-    content = table(columns, rows, caption=caption, words=[3])
+    content = table(["", "before", "after"], rows, caption="Before and after training")
     return joined([content, paragraph(note, kind="note")])
 
 
@@ -109,10 +107,11 @@ def maps_section(measured: Measured) -> Section:
     ]
     text = (
         f"Each dot is a sentence; the {len(measured.joined)} pairs that people scored highest are "
-        "joined and numbered. Point at a dot to read it. Each map is the first two principal axes "
-        "of its own vectors (unit length, centred); the second is turned onto the first "
-        "(Procrustes), and both are scaled to the same spread, so the lengths of joining lines "
-        "can be compared. A plane shows little of so many dimensions: trust the cosines below."
+        "joined and numbered; rest the pointer on a dot to read it. Each map is the first two "
+        "principal axes of its own vectors (unit length, centred); the second is turned onto the "
+        "first (Procrustes), and both are scaled to the same spread, so the lengths of joining "
+        "lines can be compared. A plane shows little of so many dimensions: trust the cosines "
+        "below."
     )
     body = [paragraph(text), grid("maps", drawn), _named_pairs(measured)]
     return Section("map", "Map of sentences", joined(body))

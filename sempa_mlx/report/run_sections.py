@@ -42,8 +42,8 @@ def _figures(record: RunRecord, outcome: Outcome) -> list[tuple[str, str, str]]:
     gain = outcome.best - outcome.base
     step = "undefined" if outcome.best_step is None else f"{outcome.best_step:,}"
     found = [
-        (outcome.name, outcome.shown(outcome.base), "base, before training"),
-        (outcome.name, outcome.shown(outcome.best), f"as kept: {outcome.shown(gain, '+')}"),
+        ("before training", outcome.shown(outcome.base), outcome.name),
+        ("after training", outcome.shown(outcome.best), f"change {outcome.shown(gain, '+')}"),
         ("best step", step, f"of {outcome.last_step:,} done"),
     ]
     if outcome.dial:

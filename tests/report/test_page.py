@@ -74,10 +74,10 @@ def test_a_page_tells_what_was_trained_and_what_came_of_it(tmp_path):
     text = words(tree)
     for part in (
         "Training run run",
-        "LoRA adapter of rank 4 on tiny , trained with the loss sigmoid (β 0.5) on 24 preference "
-        "rows of nli.jsonl : 3 steps of 8 rows.",
-        "Best was step 2: dev Spearman × 100 went from 70.00 to 75.50 (+5.50) on up to 20 pairs "
-        "of dev.tsv",
+        "LoRA adapter of rank 4 on tiny , trained with the loss sigmoid (β 0.5)",
+        "on 24 preference rows of nli.jsonl : 3 steps of 8 rows.",
+        "Best was step 2: dev Spearman × 100 went from 70.00 to 75.50 (+5.50)",
+        "on up to 20 pairs of dev.tsv",
         f"sempa-mlx train -c {tmp_path}/run/config.yaml --adapter-path {tmp_path}/run-again",
         "encoder.json is missing.",
         WHY,

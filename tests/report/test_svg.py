@@ -175,9 +175,8 @@ def test_pairs_are_joined_and_numbered():
     points = [[0, 0], [1, 0], [0, 5], [1, 5], [3, 3]]
     tree = drawn_map(points, list("abcde"), [Joined(0, 1, 5.0), Joined(2, 3, 4.5)])
     assert texts_of(tree) == ["1", "2"]
-    spots = {
-        each.find("title").text: (each.get("cx"), each.get("cy")) for each in tree.iter("circle")
-    }
+    circles = [*tree.iter("circle")]
+    spots = {each.find("title").text: (each.get("cx"), each.get("cy")) for each in circles}
     ends = [
         ((each.get("x1"), each.get("y1")), (each.get("x2"), each.get("y2")))
         for each in tree.iter("line")
