@@ -187,10 +187,7 @@ def _chosen(pairs: Sequence[StsPair]) -> _Choice:
     texts = distinct_sentences([StsTask("", "", tuple(pairs))])
     rows = {text: row for row, text in enumerate(texts)}
     differing = [pair for pair in pairs if pair.sentence1 != pair.sentence2]
-    ranked = sorted((pair.score for pair in differing), reverse=True)
-    least = ranked[min(NUM_JOINED, len(ranked)) - 1] if ranked else 0.0
-    # Files group sentences by source: of those with equal scores, some of each source are taken.
-    near = spread([pair for pair in differing if pair.score >= least], NUM_JOINED)
+    near = _highest(differing, NUM_JOINED)
     positives = [pair for pair in differing if pair.score >= POSITIVE_FROM] or near
     readable = [text for text in texts if len(text) in EXAMPLE_LENGTH] or texts
     return _Choice(
@@ -202,6 +199,17 @@ def _chosen(pairs: Sequence[StsPair]) -> _Choice:
         examples=tuple(spread(readable, NUM_EXAMPLES)),
         queries=tuple(dict.fromkeys(pair.sentence1 for pair in spread(positives, NUM_QUERIES))),
     )
+
+
+def _highest(pairs: Sequence[StsPair], count: int) -> list[StsPair]:
+    """Return the `count` pairs of the highest scores, in their order.
+
+    Files group pairs by source: of equal ones at the limit, some of each source are taken.
+    """
+    least = sorted((pair.score for pair in pairs), reverse=True)[:count][-1:]
+    above = [row for row, pair in enumerate(pairs) if pair.score > min(least, default=0)]
+    equal = [row for row, pair in enumerate(pairs) if pair.score in least]
+    return [pairs[row] for row in sorted(above + spread(equal, count - len(above)))]
 
 
 def _measured(encoder: Encoder, choice: _Choice, vectors: np.ndarray) -> System:
