@@ -126,7 +126,10 @@ def _generation(document: Document) -> Markup:
     if names:
         note += " Accuracies × 100."
     note += " ±: standard error, where the file has it."
-    parts = [table(columns, rows, caption="Generation"), paragraph(note, kind="note")]
+    parts = [
+        table(columns, rows, caption="Base and adapter as generators"),
+        paragraph(note, kind="note"),
+    ]
     return joined(parts)
 
 

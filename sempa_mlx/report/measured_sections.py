@@ -34,7 +34,7 @@ def scores(measured: Measured) -> Markup:
         "of the pairs. p: paired bootstrap, two-sided, for the hypothesis of no gain. The pairs "
         "need not be those that chose the best step, so the scores need not be those above."
     )
-    columns = ["", "Spearman × 100", "95% interval", "p"]
+    columns = ["", "Spearman", "95% interval", "p"]
     return joined([table(columns, rows, caption=caption), paragraph(note, kind="note")])
 
 
@@ -137,8 +137,9 @@ def _named_pairs(measured: Measured) -> Markup:
 def words_section(measured: Measured) -> Section:
     """Show the words that example sentences align with, before and after."""
     intro = (
-        "An embedding goes through the model's own output head; these are the words that come out "
-        "on top, best first. Marked words stand in the sentence (case and blanks ignored)."
+        "An embedding goes through the model's own output head; these are the words, or pieces of "
+        "words, that come out on top, best first. Marked words stand in the sentence (case and "
+        "blanks ignored)."
     )
     cards = [
         _card(text, [("before", _words(before)), ("after", _words(after))])

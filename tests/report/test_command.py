@@ -85,11 +85,15 @@ def test_results_of_every_kind_become_tables(space, here):
     options = [word for kind in kinds for word in ("--results", space / f"{kind}.json")]
     tree = report(space, "--no-measure", *options)
     found = tables(tree)
-    for name in ("STS, Spearman × 100", "Generation", "What the scale of run gains and costs"):
+    for name in (
+        "STS, Spearman × 100",
+        "Base and adapter as generators",
+        "What the scale of run gains and costs",
+    ):
         assert name in found
     assert any(name.startswith("Geometry of") for name in found if name)
     perplexity = json.loads((space / "generation.json").read_text())["results"][1]["perplexity"]
-    assert found["Generation"][2][1].startswith(f"{perplexity:.2f}")
+    assert found["Base and adapter as generators"][2][1].startswith(f"{perplexity:.2f}")
     assert "No results file was given" not in words(tree)
 
 

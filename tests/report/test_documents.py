@@ -116,7 +116,7 @@ def test_sts_results_on_the_same_pairs_share_a_table(tmp_path):
 
 
 def test_generation_is_compared_with_the_base(tmp_path):
-    found = shown(tmp_path, "generation", GENERATION)["Generation"]
+    found = shown(tmp_path, "generation", GENERATION)["Base and adapter as generators"]
     assert found == [
         ["", "perplexity", "× base", "KL to base, nats", "mmlu", "gsm8k strict"],
         ["base", "30.00 ± 1.50", "1.000", "0.0000", "–", "–"],
@@ -127,7 +127,7 @@ def test_generation_is_compared_with_the_base(tmp_path):
 def test_texts_that_differ_are_not_compared(tmp_path):
     rows = GENERATION["results"]
     changed = {"results": [rows[0], rows[1] | {"text": "other.txt"}]}
-    assert shown(tmp_path, "generation", changed)["Generation"][2][2] == "–"
+    assert shown(tmp_path, "generation", changed)["Base and adapter as generators"][2][2] == "–"
 
 
 def test_geometry_has_a_row_a_system(tmp_path):
