@@ -85,6 +85,8 @@ def _line(points: list[Point], label: str = "", kind: str = "first") -> Line:
 def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     """Chart the score that chose the adapter, and what else was evaluated."""
     best, label = outcome.best_step, outcome.shown(outcome.best_in_training)
+    if outcome.scale != 1 and len(outcome.dial) > 1:  # another scale was found better afterwards
+        label += " at scale 1"
     peak = None
     if best and not math.isnan(outcome.best_in_training):
         peak = ((best, outcome.best_in_training), label)

@@ -47,7 +47,10 @@ def _figures(record: RunRecord, outcome: Outcome) -> list[tuple[str, str, str]]:
         ("best step", step, f"of {outcome.last_step:,} done"),
     ]
     if outcome.dial:
-        found.append(("adapter scale", f"{outcome.scale:g}", f"best of {len(outcome.dial)} tried"))
+        tried = (
+            f"best of {len(outcome.dial)} tried" if len(outcome.dial) > 1 else "best at its step"
+        )
+        found.append(("adapter scale", f"{outcome.scale:g}", tried))
     seconds = value_of(record.results, "seconds")
     if not math.isnan(seconds):
         machine = _part(record.results, "machine")
@@ -95,11 +98,12 @@ def _came_of_it(record: RunRecord, outcome: Outcome) -> list[str]:
     gain = outcome.shown(outcome.best - outcome.base, "+")
     change = f"{outcome.shown(outcome.base)} to {outcome.shown(outcome.best)} ({gain})"
     scale = f" at scale {outcome.scale:g}" if outcome.scale != 1 else ""
+    chosen = "Step and scale were" if outcome.dial else "The step was"
     return [
         f"Best was step {outcome.best_step}{scale}: {outcome.name} went from {change} on ",
         f"{f'up to {pairs}' if pairs else 'all'} pairs of ",
         bidi(PurePath(record.setting("eval.data") or "unknown data").name),
-        ". The step was chosen by this very score, so expect less on other data.",
+        f". {chosen} chosen by this very score, so expect less on other data.",
     ]
 
 

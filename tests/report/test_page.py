@@ -146,6 +146,9 @@ def test_a_scale_found_after_training_is_what_was_kept(tmp_path):
     tree = made(folder)
     assert "Best was step 2 at scale 0.5" in words(tree)
     assert "70.00 to 76.25 (+6.25)" in words(tree)
+    assert "Step and scale were chosen by this very score" in words(tree)
+    assert "best of 3 tried" in words(tree)
+    assert chart_of(folder, "Dev Spearman × 100").peak == ((2, 75.5), "75.50 at scale 1")
     assert ["0.5, kept", "76.25"] in [row for rows in tables(tree).values() for row in rows]
     assert "0.25 undefined" in words(tree)
 
