@@ -151,6 +151,39 @@ def embed(
     run_embed(console, request, batch_tokens=batch_tokens, force=force)
 
 
+@app.command(epilog="Example:  sempa-mlx report adapters --results sts.json")
+def report(
+    run: Annotated[Path, typer.Argument(help="Run folder.")],
+    data: Annotated[
+        str | None,
+        typer.Option(
+            "--data",
+            help="`hub` or a folder of STS sets (STS-B test), or a file of scored pairs. "
+            "[the run's dev pairs]",
+        ),
+    ] = None,
+    pairs: Annotated[
+        int, typer.Option("--pairs", min=2, help="So many, spread over the file.")
+    ] = 200,
+    results: Annotated[
+        list[Path] | None,
+        typer.Option("--results", help="What `eval ... --out` wrote; may be repeated."),
+    ] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure/--no-measure", help="Load the model and measure.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("-o", "--out", help="File to write. [RUN/report.html]")
+    ] = None,
+    force: ForceOption = False,
+) -> None:
+    """Write one HTML page about a run: curves, scores, geometry, maps, words, settings."""
+    from sempa_mlx.commands.report import ReportRequest, run_report
+
+    request = ReportRequest(run, data, pairs, results or [], measure)
+    run_report(console, request, out=out, force=force)
+
+
 @app.command()
 def export(
     to: Annotated[Literal["mlx"], typer.Option("--to", help="Target form.")],

@@ -5,12 +5,12 @@ from collections.abc import Callable, Sequence
 from html import escape
 
 from sempa_mlx.evaluation.frontier import FrontierPoint, on_frontier
+from sempa_mlx.evaluation.ticks import NICE, nice_ticks
 
 WIDTH, HEIGHT = 760, 460
 LEFT, RIGHT, TOP, BOTTOM = 64, 32, 96, 64
 INSET = 24  # of the outermost dots
 MIN_TICK_GAP = 46  # between labels of the x axis
-NICE = (1.0, 2.0, 5.0)
 LEGEND = (
     "bold: scale of the adapter, below it perplexity; "
     "hollow: another scale has more Spearman and less KL"
@@ -83,16 +83,6 @@ def frontier_svg(points: Sequence[FrontierPoint], title: str) -> str:
         "</svg>",
     ]
     return "\n".join(parts) + "\n"
-
-
-def nice_ticks(values: Sequence[float], count: int = 5) -> list[float]:
-    """Return about `count` round numbers, evenly spaced, that enclose all values."""
-    low, high = (min(values), max(values)) if values else (0.0, 1.0)
-    rough = max(high - low, 1e-3 * max(1.0, abs(high))) / count
-    power = 10.0 ** math.floor(math.log10(rough))
-    step = next(power * nice for nice in (*NICE, 10.0) if power * nice >= rough * (1 - 1e-9))
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [index * step for index in range(first, max(last, first + 1) + 1)]
 
 
 def _kl_ticks(most: float, across: Callable[[float], float]) -> list[float]:

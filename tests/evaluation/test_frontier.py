@@ -10,10 +10,11 @@ from hypothesis import strategies as st
 from sempa_mlx.data.records import StsPair, StsTask
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.evaluation.frontier import FrontierPoint, frontier_points, on_frontier
-from sempa_mlx.evaluation.frontier_svg import HEIGHT, WIDTH, frontier_svg, nice_ticks
+from sempa_mlx.evaluation.frontier_svg import HEIGHT, WIDTH, frontier_svg
 from sempa_mlx.evaluation.generation import Drift, Perplexity, text_drift
 from sempa_mlx.evaluation.means import Mean
 from sempa_mlx.evaluation.sts import evaluate_sts
+from sempa_mlx.evaluation.ticks import nice_ticks
 from tests.tiny import put_adapter, tiny_loaded
 
 SVG = "{http://www.w3.org/2000/svg}"
