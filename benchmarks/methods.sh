@@ -14,15 +14,17 @@ mkdir -p "$out"
 sts() { # NAME ARGUMENTS...
   local file=$out/$1.json
   shift
-  [ -f "$file" ] || "$sempa" eval sts --model smollm2-135m --data "$data/sts_senteval" "$@" --out "$file"
+  [ -f "$file" ] || "$sempa" eval sts --model smollm2-135m --data "$data/sts_senteval" "$@" \
+    --out "$file"
 }
 
 for method in prompteol mean tp cp prompteol-icl pretcot ke last weighted-mean echo metaeol; do
   sts "$method" --tasks STSB,SICKR --method "$method"
 done
+gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
 for map in abtt whiten; do
   sts "prompteol-$map" --tasks STSB,SICKR --method prompteol \
-    --post "$map" --post-fit "$data/nli/train.jsonl.gz"
+    --post "$map" --post-fit "$out/anchors.jsonl"
 done
 for method in prompteol mean tp cp prompteol-icl pretcot ke last weighted-mean echo; do
   sts "tuned-$method" --tasks STSB --method "$method" \
