@@ -38,6 +38,7 @@ GLOBAL_FLAGS = ("--json", "--quiet", "--debug")
 
 app = typer.Typer(
     cls=Commands,
+    rich_markup_mode="markdown",  # the other mode swallows [words in brackets]
     help=HELP,
     no_args_is_help=True,
     add_completion=True,

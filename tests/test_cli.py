@@ -707,6 +707,12 @@ def test_help_imports_nothing_that_takes_long():
     )
 
 
+def test_help_shows_what_stands_in_brackets():
+    """As markup `[default: adapters]` and `[all]` would vanish."""
+    assert b"[default: adapters]" in python("-c", PROGRAM, "train", "--help").stdout
+    assert b"[all]" in python("-c", PROGRAM, "eval", "sts", "--help").stdout
+
+
 def test_plain_text_into_a_closed_pipe_is_quiet():
     """`true` is gone long before the first line is written."""
     line = f"{sys.executable} -m sempa_mlx config show demo | true; echo ${{PIPESTATUS[0]}}"

@@ -1,6 +1,7 @@
 """`sempa-mlx eval`: the systems that are compared, and what is written of them."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from itertools import product
@@ -63,6 +64,14 @@ class Systems:
         if not reads_final_states(encoder):
             console.say(f"{name}: {parameters_of(encoder)}")
         return name, encoder
+
+
+def defined(values: dict[str, Any]) -> dict[str, Any]:
+    """Return the values with None in the place of NaN."""
+    return {
+        name: None if isinstance(value, float) and math.isnan(value) else value
+        for name, value in values.items()
+    }
 
 
 def finish(console: Console, document: dict[str, Any], out: Path | None) -> None:

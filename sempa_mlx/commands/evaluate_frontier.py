@@ -6,8 +6,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.evaluate import finish
-from sempa_mlx.commands.evaluate_generation import defined, with_error
+from sempa_mlx.commands.evaluate import defined, finish
+from sempa_mlx.commands.evaluate_generation import with_error
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_text
 from sempa_mlx.files import write_text

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.evaluate import finish
+from sempa_mlx.commands.evaluate import defined, finish
 from sempa_mlx.commands.generators import Generators, LoadedSystems
 from sempa_mlx.console import Console
 from sempa_mlx.data.lm_tasks import FILES, LmTask, load_lm_tasks
@@ -226,11 +226,3 @@ def _document(row: _Row, request: GenerationRequest) -> dict[str, Any]:
             for figure in row.figures
         ]
     return found
-
-
-def defined(values: dict[str, Any]) -> dict[str, Any]:
-    """Return the values with None in the place of NaN."""
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in values.items()
-    }

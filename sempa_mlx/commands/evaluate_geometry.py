@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sempa_mlx.commands.evaluate import Systems, finish
+from sempa_mlx.commands.evaluate import Systems, defined, finish
 from sempa_mlx.commands.evaluate_data import Sentences, sentences
 from sempa_mlx.console import Console
 from sempa_mlx.errors import Problem, RunError
@@ -53,10 +53,10 @@ def run_eval_geometry(
 
 def _positives(found: Sentences, least: float) -> np.ndarray:
     """Return the row numbers of pairs with a score of at least `least`, (pairs, 2) int64."""
+    from sempa_mlx.evaluation.sts import positive_rows
+
     rows = {text: row for row, text in enumerate(found.texts)}
-    pairs = found.task.pairs if found.task else ()
-    near = [(rows[p.sentence1], rows[p.sentence2]) for p in pairs if p.score >= least]
-    return np.array(near, dtype=np.int64).reshape(-1, 2)
+    return positive_rows(found.task.pairs if found.task else (), rows, least)
 
 
 def _measure(
@@ -72,10 +72,7 @@ def _measure(
     if geometry.num_zero:
         console.warn(f"{name}: {geometry.num_zero} zero vectors are left out")
     measures = asdict(geometry) | {"spearman": _spearman(found.task, found.texts, vectors)}
-    return {
-        measure: None if isinstance(value, float) and math.isnan(value) else value
-        for measure, value in measures.items()
-    }
+    return defined(measures)
 
 
 def _spearman(task: "StsTask | None", texts: tuple[str, ...], vectors: np.ndarray) -> float:

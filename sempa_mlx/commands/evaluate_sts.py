@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from sempa_mlx.evaluation.stats import Estimate, Interval
     from sempa_mlx.evaluation.sts import StsScore
 
-TEXT_FORMS = {"senteval": "SentEval text", "mteb": "raw text"}
 CONFIDENCE = 0.95
 
 
@@ -150,6 +149,8 @@ def _report(
 
 def _form(tasks: Sequence["StsTask"]) -> str:
     """Return the protocol and its form of text, with the tasks under it if there are several."""
+    from sempa_mlx.data.sts_sets import TEXT_FORMS
+
     named: dict[str, list[str]] = {}
     for task in tasks:
         named.setdefault(task.protocol, []).append(task.name)

@@ -1,20 +1,18 @@
 """`sempa-mlx eval tokens`: the words that embeddings of several systems align with."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.evaluate import Systems, finish
+from sempa_mlx.commands.evaluate import Systems, defined, finish
 from sempa_mlx.commands.evaluate_data import sentences
 from sempa_mlx.console import Console, fitting
 from sempa_mlx.errors import Problem, RunError
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
-    from sempa_mlx.evaluation.tokens import TokenAlignment
 
 SENTENCE_ROOM, WORDS_ROOM = 58, 36  # columns, for a terminal of 60
 COLUMNS = {
@@ -70,16 +68,9 @@ def _measure(
         ]
         shown.append({"text": text, "tokens": tokens})
     return {
-        "exact": _rates(measure_alignment(found)),
-        "folded": _rates(measure_alignment(found, form)),
+        "exact": defined(asdict(measure_alignment(found))),
+        "folded": defined(asdict(measure_alignment(found, form))),
         "shown": shown,
-    }
-
-
-def _rates(found: "TokenAlignment") -> dict[str, Any]:
-    return {
-        name: None if isinstance(value, float) and math.isnan(value) else value
-        for name, value in asdict(found).items()
     }
 
 

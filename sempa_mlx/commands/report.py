@@ -95,9 +95,10 @@ def _pairs(record: "RunRecord", data: str | None, remarks: list[str]) -> "StsTas
 
 
 def _measured(console: Console, request: ReportRequest, task: "StsTask") -> "Measured | str":
+    from sempa_mlx.data.batching import spread
     from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.evaluation.sts import distinct_sentences
-    from sempa_mlx.report.measure import measure, spread
+    from sempa_mlx.report.measure import measure
 
     try:
         with console.working(f"loading {request.run}"):
@@ -115,7 +116,7 @@ def _document(
     path: Path, text: str, record: "RunRecord", measured: "Measured | str"
 ) -> dict[str, object]:
     """Return what was done, for JSON."""
-    from sempa_mlx.commands.evaluate_generation import defined
+    from sempa_mlx.commands.evaluate import defined
 
     found: dict[str, object] = {
         "report": str(path),

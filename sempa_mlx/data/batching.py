@@ -98,6 +98,12 @@ def cut_by_length(
     return groups[::-1]
 
 
+def spread(items: Sequence[Item], count: int) -> list[Item]:
+    """Return `count` items spread evenly over all, or all if there are fewer."""
+    total = len(items)
+    return list(items) if count >= total else [items[i * total // count] for i in range(count)]
+
+
 def batches_by_length(
     items: Sequence[Item], length_of: Callable[[Item], int], token_budget: int
 ) -> list[list[Item]]:

@@ -19,6 +19,7 @@ from itertools import zip_longest
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from sempa_mlx.data.batching import spread
 from sempa_mlx.data.readers import Faults, Line, scan_lines
 from sempa_mlx.data.records import StsPair, StsSubset, StsTask
 from sempa_mlx.data.sts_files import (
@@ -34,6 +35,7 @@ from sempa_mlx.errors import DataError, Problem, UsageError
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICKR")
 
 Protocol = Literal["senteval", "mteb"]
+TEXT_FORMS = {"senteval": "SentEval text", "mteb": "raw text"}
 
 _SICK_SPLITS = {"senteval": ("test",), "mteb": ("train", "trial", "test")}
 _SICK_NAMES = {"train": "SICK_train", "trial": "SICK_trial", "test": "SICK_test_annotated"}
@@ -201,7 +203,4 @@ def load_dev_pairs(path: Path, count: int | None) -> tuple[StsPair, ...]:
     if count is not None and count < 1:
         raise UsageError(Problem(f"{count} pairs to evaluate on", fix="ask for 1 or more"))
     pairs = tuple(_joined(read_sts_file(path)))
-    total = len(pairs)
-    if count is None or count >= total:
-        return pairs
-    return tuple(pairs[index * total // count] for index in range(count))
+    return pairs if count is None else tuple(spread(pairs, count))

@@ -19,7 +19,7 @@ from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
 from sempa_mlx.encoder.description import describe, vectors_key
 from sempa_mlx.encoder.interventions import PLAIN, Parameters
 from sempa_mlx.encoder.methods import find_method
-from sempa_mlx.encoder.postprocess import write_post
+from sempa_mlx.encoder.postprocess import at_unit_length, write_post
 from sempa_mlx.encoder.settings import (
     POST_FILE,
     SETTINGS_FILE,
@@ -262,10 +262,7 @@ class Encoder:
         if self.settings.post is not None:
             vectors = self.settings.post.apply(vectors)
         vectors = vectors[:, : self.dim]
-        if self.settings.normalize:
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(norms > 0, norms, 1.0)
-        return vectors
+        return at_unit_length(vectors) if self.settings.normalize else vectors
 
     def pooled(self, rows: Sequence[Row]) -> mx.array:
         """Return the embeddings of tokenised texts as they leave the model, with gradients.

@@ -22,6 +22,13 @@ FORMAT = "1"
 NO_VARIANCE = 1e-10  # of the largest variance: less is rounding
 
 
+def at_unit_length(vectors: np.ndarray) -> np.ndarray:
+    """Return (n, dim) vectors at length 1, in their precision; zero stays zero."""
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    found: np.ndarray = vectors / np.where(norms > 0, norms, 1.0)
+    return found
+
+
 @dataclass(frozen=True, slots=True)
 class PostFit:
     """A fitted map of vectors.

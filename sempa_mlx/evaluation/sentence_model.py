@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.postprocess import at_unit_length
 from sempa_mlx.errors import UsageError
 from sempa_mlx.evaluation.stats import cosines
 
@@ -89,8 +90,7 @@ class SentenceModel:
             )
         vectors = self.encoder.encode(_texts(sentences))[:, :truncate_dim]
         if normalize_embeddings or (truncate_dim is not None and self.encoder.settings.normalize):
-            norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-            vectors = vectors / np.where(norms > 0, norms, 1.0)
+            vectors = at_unit_length(vectors)
         found = vectors[0] if isinstance(sentences, str) else vectors
         return _tensor(found) if convert_to_tensor else found
 

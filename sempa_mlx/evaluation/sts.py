@@ -84,6 +84,12 @@ def pair_cosines(pairs: Sequence[StsPair], rows: dict[str, int], vectors: np.nda
     return cosines(left, right)
 
 
+def positive_rows(pairs: Sequence[StsPair], rows: dict[str, int], least: float) -> np.ndarray:
+    """Return the row numbers of pairs scored `least` or more, (pairs, 2) int64."""
+    near = [(rows[p.sentence1], rows[p.sentence2]) for p in pairs if p.score >= least]
+    return np.array(near, dtype=np.int64).reshape(-1, 2)
+
+
 def _score(task: StsTask, predicted: np.ndarray, resamples: int) -> StsScore:
     gold = np.array([pair.score for pair in task.pairs])
 

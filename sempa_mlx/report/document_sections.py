@@ -7,6 +7,7 @@ from pathlib import PurePath
 from shlex import quote
 from typing import Any
 
+from sempa_mlx.data.sts_sets import TEXT_FORMS
 from sempa_mlx.report.documents import Document, Kind
 from sempa_mlx.report.markup import Markup, joined
 from sempa_mlx.report.measured_sections import MEASURES
@@ -14,7 +15,6 @@ from sempa_mlx.report.numbers import shown, span, value_of, with_error
 from sempa_mlx.report.page import cell, code, paragraph, table
 
 ABSENT = "–"
-FORMS = {"senteval": "SentEval text", "mteb": "raw text"}
 
 
 def document_tables(kind: Kind, documents: Sequence[Document]) -> list[Markup]:
@@ -56,7 +56,7 @@ def _sts(documents: Sequence[Document]) -> Markup:
         for document in documents
         for row in document.rows
     ]
-    form = f", protocol {protocol} ({FORMS[protocol]})" if protocol in FORMS else ""
+    form = f", protocol {protocol} ({TEXT_FORMS[protocol]})" if protocol in TEXT_FORMS else ""
     caption = f"STS, Spearman × 100{form}"
     counts = ", ".join(f"{task} {count}" for task, count in pairs.items())
     note = f"Pairs: {counts}. From {', '.join(document.name for document in documents)}."

@@ -3,12 +3,13 @@
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 
+from sempa_mlx.data.batching import spread
 from sempa_mlx.data.records import StsPair, StsTask
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.postprocess import at_unit_length
 from sempa_mlx.encoder.store import nearest
 from sempa_mlx.evaluation.geometry import Geometry, measure_geometry
 from sempa_mlx.evaluation.stats import (
@@ -18,7 +19,7 @@ from sempa_mlx.evaluation.stats import (
     bootstrap_spearman,
     paired_difference,
 )
-from sempa_mlx.evaluation.sts import distinct_sentences, pair_cosines
+from sempa_mlx.evaluation.sts import distinct_sentences, pair_cosines, positive_rows
 from sempa_mlx.evaluation.tokens import find_key_tokens, fold, spell
 from sempa_mlx.report.projection import Maps, aligned_maps
 
@@ -30,8 +31,6 @@ NUM_NEIGHBOURS = 3
 NUM_TOKENS = 8  # of different forms
 TOKEN_DEPTH = 40  # in which they are looked for
 EXAMPLE_LENGTH = range(20, 91)  # characters: enough to say something, short enough to read
-
-Item = TypeVar("Item")
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,9 +120,7 @@ class _Choice:
     @property
     def positives(self) -> np.ndarray:
         """Row numbers of pairs that mean the same, (pairs, 2) int64."""
-        near = [pair for pair in self.pairs if pair.score >= POSITIVE_FROM]
-        found = [(self.rows[pair.sentence1], self.rows[pair.sentence2]) for pair in near]
-        return np.array(found, dtype=np.int64).reshape(-1, 2)
+        return positive_rows(self.pairs, self.rows, POSITIVE_FROM)
 
 
 def measure(
@@ -177,12 +174,6 @@ def measure(
     )
 
 
-def spread(items: Sequence[Item], count: int) -> list[Item]:
-    """Return `count` items spread evenly over all, or all if there are fewer."""
-    total = len(items)
-    return list(items) if count >= total else [items[i * total // count] for i in range(count)]
-
-
 def _chosen(pairs: Sequence[StsPair]) -> _Choice:
     texts = distinct_sentences([StsTask("", "", tuple(pairs))])
     rows = {text: row for row, text in enumerate(texts)}
@@ -226,10 +217,8 @@ def _measured(encoder: Encoder, choice: _Choice, vectors: np.ndarray) -> System:
 
 
 def _unit(vectors: np.ndarray) -> np.ndarray:
-    """Return vectors at unit length, in float64; zero stays zero."""
-    exact = vectors.astype(np.float64)
-    norms = np.linalg.norm(exact, axis=1, keepdims=True)
-    return exact / np.where(norms > 0, norms, 1.0)
+    """Return vectors at unit length, in float64."""
+    return at_unit_length(vectors.astype(np.float64))
 
 
 def _tokens(encoder: Encoder, examples: Sequence[str]) -> tuple[tuple[Token, ...], ...]:
