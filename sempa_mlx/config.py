@@ -163,6 +163,26 @@ class EvalConfig(_Section):
     dial_always: bool = False
 
 
+class SparseConfig(_Section):
+    """The sparse coder that is fitted to the trained encoder's vectors (SPOD; None: none).
+
+    `hidden` is the number of latents (None: 4 a dimension; lexical: the vocabulary); `sentences`
+    bounds the distinct texts it is fitted to, the first ones. `preference` weighs the ranking of
+    codes, by their cosines over `temperature`; `adjusted` counts changes of cosines only.
+    """
+
+    coder: Literal["topk", "fista", "lexical"] | None = None
+    k: Count = 32
+    hidden: Count | None = None
+    sentences: Annotated[int, Field(ge=2)] = 15_000
+    epochs: Count = 20
+    batch_size: Count = 1024
+    learning_rate: Positive = 4e-4
+    preference: Annotated[float, Field(ge=0)] = 0.1
+    temperature: Positive = 0.2
+    adjusted: bool = False
+
+
 class OutputConfig(_Section):
     """The run folder, and how often the run can be resumed from.
 

@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from sempa_mlx.model.cpu_kernels import logsumexp
 
+UNIT = 2.0**-6  # a power of two scales without rounding
 BLOCK_ROWS = 128  # states that meet the whole vocabulary at once
 
 
@@ -63,6 +64,17 @@ def head_logits(model: nn.Module, hidden: mx.array) -> mx.array:
         stand_in, mx.zeros((1, hidden.shape[0]), dtype=mx.int32)
     )
     return logits[0].astype(mx.float32)
+
+
+def output_matrix(model: nn.Module) -> mx.array:
+    """Return the output head as a matrix, (vocabulary, dim) float32: token directions.
+
+    Found by running the head on small unit vectors, so that tied, quantised and scaled heads come
+    out as they work, and soft caps are left behind where they change nothing.
+    """
+    unit = UNIT * mx.eye(hidden_size(model))
+    matrix: mx.array = mx.contiguous((head_logits(model, unit) / UNIT).T)
+    return matrix
 
 
 def target_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.array:

@@ -1,0 +1,100 @@
+"""Fitting a sparse coder of any kind to the embeddings of unlabelled texts or of triplets."""
+
+from collections.abc import Callable, Sequence
+from typing import assert_never
+
+import numpy as np
+
+from sempa_mlx.config import SparseConfig
+from sempa_mlx.encoder.fit_dictionary import fit_dictionary
+from sempa_mlx.encoder.fit_topk import fit_topk
+from sempa_mlx.encoder.sparse import SparseCoder, check_k
+from sempa_mlx.errors import DataError, Problem
+
+LATENTS_A_DIMENSION = 4
+
+
+def fit_coder(  # noqa: PLR0913 - a fit has this many parts
+    vectors: np.ndarray,
+    settings: SparseConfig,
+    *,
+    made_by: str,
+    rankings: Sequence[tuple[int, ...]] = (),
+    output_matrix: np.ndarray | None = None,
+    seed: int = 0,
+    on_epoch: Callable[[int], None] | None = None,
+) -> SparseCoder:
+    """Fit the coder that the settings name.
+
+    Args:
+        vectors: (n, dim) float32 of distinct texts, as they leave the model.
+        settings: kind, k, number of latents and how to learn.
+        made_by: `Encoder.vectors_key` of what made them.
+        rankings: rows of an anchor and its candidates, best first; `topk` draws their codes
+            together and apart.
+        output_matrix: (vocabulary, dim) float32 of the model; `lexical` needs it.
+        seed: of what is drawn.
+        on_epoch: called with the epochs done.
+
+    Raises:
+        DataError: a vector holds NaN or infinity, or there are too few.
+        UsageError: k is larger than the number of latents.
+    """
+    _check(vectors)
+    dim = vectors.shape[1]
+    lexical = settings.coder == "lexical"
+    if lexical and output_matrix is None:
+        raise ValueError("a lexical coder is made of the model's output matrix")
+    centre = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
+    scale = 1.0 if lexical else _spread(vectors - centre)
+    seen = ((vectors - centre) / np.float32(scale)).astype(np.float32)
+    hidden = settings.hidden or LATENTS_A_DIMENSION * dim
+    check_k(settings.k, len(output_matrix) if output_matrix is not None and lexical else hidden)
+
+    def coder(
+        atoms: np.ndarray, *, shift: np.ndarray | None = None, bias: np.ndarray | None = None,
+        penalty: float = 0.0, gain: float = 1.0,
+    ) -> SparseCoder:  # fmt: skip
+        moved = centre if shift is None else (centre + scale * shift).astype(np.float32)
+        zeros = np.zeros(len(atoms), dtype=np.float32)
+        return SparseCoder(
+            *(settings.coder or "topk", settings.k, made_by, len(vectors), penalty, gain, scale),
+            *(moved, np.ascontiguousarray(atoms), zeros if bias is None else bias),
+        )
+
+    match settings.coder:
+        case "topk" | None:
+            found = fit_topk(seen, rankings, settings, hidden, seed, on_epoch)
+            return coder(found.atoms, shift=found.shift, bias=found.bias)
+        case "fista":
+            learned = fit_dictionary(seen, settings, hidden, seed, on_epoch)
+            return coder(learned.atoms, penalty=learned.penalty)
+        case "lexical":
+            assert output_matrix is not None
+            first = coder(output_matrix)
+            return coder(output_matrix, gain=_gain(first, vectors))
+        case other:
+            assert_never(other)
+
+
+def _check(vectors: np.ndarray) -> None:
+    if len(vectors) < 2:
+        raise DataError(Problem(f"{len(vectors)} texts are too few to fit a coder"))
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        what = f"{int((~finite).sum())} of {len(vectors)} embeddings hold NaN or infinity"
+        raise DataError(Problem(what), state="nothing was fitted")
+
+
+def _spread(centred: np.ndarray) -> float:
+    """Return the root mean square of all numbers, or 1 if they are all the same."""
+    return float(np.sqrt((centred.astype(np.float64) ** 2).mean())) or 1.0
+
+
+def _gain(coder: SparseCoder, vectors: np.ndarray) -> float:
+    """Return the factor that brings rebuilt vectors nearest to the vectors, by least squares."""
+    sample = vectors[:2048]
+    rebuilt = (coder.decode(coder.encode(sample)) - coder.centre).astype(np.float64)
+    target = (sample - coder.centre).astype(np.float64)
+    size = float((rebuilt**2).sum())
+    return float((rebuilt * target).sum()) / size if size else 1.0
