@@ -6,7 +6,9 @@ the model by its fingerprint.
 
 import hashlib
 import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +18,15 @@ from sempa_mlx.files import replacing
 
 CODER_FILE = "coder.safetensors"
 FORMAT = "1"
-_KEY = "sempa_coder"
+_KEY, _EXAMPLES = "sempa_coder", "examples"
 
 
-def write_coder(path: Path, coder: SparseCoder) -> None:
-    """Write a coder.
+OutputMatrix = Callable[[], np.ndarray]
+Examples = Mapping[int, Sequence[str]]  # of some latents: texts that fire them, strongest first
+
+
+def write_coder(path: Path, coder: SparseCoder, examples: Examples | None = None) -> None:
+    """Write a coder, and texts that show what its latents mean.
 
     Raises:
         ResourceError: it cannot be written; what was there stays.
@@ -31,36 +37,31 @@ def write_coder(path: Path, coder: SparseCoder) -> None:
     if coder.kind != "lexical":
         arrays |= {"atoms": coder.atoms, "bias": coder.bias}
     about = {"format": FORMAT, **coder.describe(), "digest": _digest(arrays)}
+    if examples:
+        shown = json.dumps({str(latent): list(texts) for latent, texts in examples.items()})
+        arrays[_EXAMPLES] = np.frombuffer(shown.encode(), dtype=np.uint8)
     with replacing(path) as temporary:
         save_file(arrays, temporary, metadata={_KEY: json.dumps(about)})
 
 
-def read_coder(path: Path, output_matrix: np.ndarray | None = None) -> SparseCoder:
+def read_coder(path: Path, output_matrix: OutputMatrix | None = None) -> SparseCoder:
     """Read a coder.
 
     Args:
         path: of the file, or of a run folder that holds one.
-        output_matrix: (vocabulary, dim) float32 of the model, which a lexical coder needs.
+        output_matrix: returns the model's, (vocabulary, dim) float32, which a lexical coder needs.
 
     Raises:
         ModelError: there is no such file, it is not whole, or belongs to another model.
     """
-    from safetensors import SafetensorError, safe_open
-
-    place = path / CODER_FILE if path.is_dir() else path
-    if not place.is_file():
-        fix = "fit one: sempa-mlx sparse fit --data FILE --out CODER.safetensors"
-        raise ModelError(Problem("no such coder", str(place), fix=fix))
+    about = read_header(path)
+    place = coder_path(path)
+    arrays = _tensors(place)
+    if about.get("digest") != _digest(arrays):
+        raise ModelError(Problem("the coder is damaged", str(place), fix="fit it anew"))
     try:
-        with safe_open(place, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
-            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["format"] != FORMAT or about["kind"] not in KINDS:
-            raise ValueError(f"format {about['format']}, kind {about['kind']}")
-        if about["digest"] != _digest(arrays):
-            raise ValueError("its content is not what was written")
         coder = _assembled(about, arrays, output_matrix)
-    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+    except (KeyError, ValueError, TypeError) as error:
         raise ModelError(Problem(f"not a sparse coder ({error})", str(place))) from error
     if coder.atoms.shape != (about["hidden"], about["dim"]):
         what = f"a lexical coder of {about['hidden']} tokens of {about['dim']} numbers"
@@ -69,19 +70,64 @@ def read_coder(path: Path, output_matrix: np.ndarray | None = None) -> SparseCod
     return coder
 
 
+def read_header(path: Path) -> dict[str, Any]:
+    """Read what a coder's file says of it (`SparseCoder.describe`), without its weights.
+
+    Raises:
+        ModelError: there is no such file, or it is no coder.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = coder_path(path)
+    if not place.is_file():
+        fix = "fit one: sempa-mlx sparse fit --data FILE --out CODER.safetensors"
+        raise ModelError(Problem("no such coder", str(place), fix=fix))
+    try:
+        with safe_open(place, framework="numpy") as file:
+            about = json.loads((file.metadata() or {})[_KEY])
+        if about["format"] != FORMAT or about["kind"] not in KINDS:
+            raise ValueError(f"format {about['format']}, kind {about['kind']}")
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise ModelError(Problem(f"not a sparse coder ({error})", str(place))) from error
+    return dict(about)
+
+
+def read_examples(path: Path) -> dict[int, tuple[str, ...]]:
+    """Read the texts that show what latents mean, from a coder's file that `read_coder` takes."""
+    found = _tensors(coder_path(path), examples=True).get(_EXAMPLES)
+    if found is None:
+        return {}
+    return {int(latent): tuple(texts) for latent, texts in json.loads(found.tobytes()).items()}
+
+
+def coder_path(path: Path) -> Path:
+    """Return the coder's file: the path itself, or the one in this folder."""
+    return path / CODER_FILE if path.is_dir() else path
+
+
+def _tensors(place: Path, *, examples: bool = False) -> dict[str, np.ndarray]:
+    """Read the arrays of a file whose header is sound: those of the coder, or its examples."""
+    from safetensors import safe_open
+
+    with safe_open(place, framework="numpy") as file:
+        names = [name for name in file.keys() if (name == _EXAMPLES) == examples]  # noqa: SIM118
+        return {name: file.get_tensor(name) for name in names}
+
+
 def _assembled(
-    about: dict[str, float | int | str],
+    about: dict[str, Any],
     arrays: dict[str, np.ndarray],
-    output_matrix: np.ndarray | None,
+    output_matrix: OutputMatrix | None,
 ) -> SparseCoder:
     if about["kind"] == "lexical":
         if output_matrix is None:
             raise ValueError("a lexical one, which works with its model only")
-        atoms, bias = output_matrix, np.zeros(len(output_matrix), dtype=np.float32)
+        atoms = output_matrix()
+        bias = np.zeros(len(atoms), dtype=np.float32)
     else:
         atoms, bias = arrays["atoms"], arrays["bias"]
     return SparseCoder(
-        about["kind"],  # type: ignore[arg-type]  # checked by the caller
+        about["kind"],
         int(about["k"]),
         str(about["vectors"]),
         int(about["num_texts"]),

@@ -1,6 +1,7 @@
 """Fitting a sparse coder of any kind to the embeddings of unlabelled texts or of triplets."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import assert_never
 
 import numpy as np
@@ -12,6 +13,7 @@ from sempa_mlx.encoder.sparse import SparseCoder, check_k
 from sempa_mlx.errors import DataError, Problem
 
 LATENTS_A_DIMENSION = 4
+GAIN_TEXTS = 2048
 
 
 def fit_coder(  # noqa: PLR0913 - a fit has this many parts
@@ -30,9 +32,8 @@ def fit_coder(  # noqa: PLR0913 - a fit has this many parts
         vectors: (n, dim) float32 of distinct texts, as they leave the model.
         settings: kind, k, number of latents and how to learn.
         made_by: `Encoder.vectors_key` of what made them.
-        rankings: rows of an anchor and its candidates, best first; `topk` draws their codes
-            together and apart.
-        output_matrix: (vocabulary, dim) float32 of the model; `lexical` needs it.
+        rankings: rows of an anchor and its candidates, best first, for `topk` to rank by codes.
+        output_matrix: (vocabulary, dim) float32 of the model, for `lexical` alone.
         seed: of what is drawn.
         on_epoch: called with the epochs done.
 
@@ -41,40 +42,39 @@ def fit_coder(  # noqa: PLR0913 - a fit has this many parts
         UsageError: k is larger than the number of latents.
     """
     _check(vectors)
-    dim = vectors.shape[1]
-    lexical = settings.coder == "lexical"
-    if lexical and output_matrix is None:
-        raise ValueError("a lexical coder is made of the model's output matrix")
+    kind = settings.coder or "topk"
+    hidden = settings.hidden or LATENTS_A_DIMENSION * vectors.shape[1]
+    check_k(settings.k, hidden if output_matrix is None else len(output_matrix))
     centre = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = 1.0 if lexical else _spread(vectors - centre)
+    scale = 1.0 if kind == "lexical" else _spread(vectors - centre)
     seen = ((vectors - centre) / np.float32(scale)).astype(np.float32)
-    hidden = settings.hidden or LATENTS_A_DIMENSION * dim
-    check_k(settings.k, len(output_matrix) if output_matrix is not None and lexical else hidden)
-
-    def coder(
-        atoms: np.ndarray, *, shift: np.ndarray | None = None, bias: np.ndarray | None = None,
-        penalty: float = 0.0, gain: float = 1.0,
-    ) -> SparseCoder:  # fmt: skip
-        moved = centre if shift is None else (centre + scale * shift).astype(np.float32)
-        zeros = np.zeros(len(atoms), dtype=np.float32)
-        return SparseCoder(
-            *(settings.coder or "topk", settings.k, made_by, len(vectors), penalty, gain, scale),
-            *(moved, np.ascontiguousarray(atoms), zeros if bias is None else bias),
-        )
-
-    match settings.coder:
-        case "topk" | None:
+    bias, penalty = None, 0.0
+    match kind:
+        case "topk":
             found = fit_topk(seen, rankings, settings, hidden, seed, on_epoch)
-            return coder(found.atoms, shift=found.shift, bias=found.bias)
+            atoms, bias = found.atoms, found.bias
+            centre = (centre + scale * found.shift).astype(np.float32)
         case "fista":
             learned = fit_dictionary(seen, settings, hidden, seed, on_epoch)
-            return coder(learned.atoms, penalty=learned.penalty)
+            atoms, penalty = learned.atoms, learned.penalty
         case "lexical":
-            assert output_matrix is not None
-            first = coder(output_matrix)
-            return coder(output_matrix, gain=_gain(first, vectors))
+            assert output_matrix is not None, "a lexical coder is made of it"
+            atoms = output_matrix
         case other:
             assert_never(other)
+    coder = SparseCoder(
+        kind=kind,
+        k=settings.k,
+        vectors=made_by,
+        num_texts=len(vectors),
+        penalty=penalty,
+        gain=1.0,
+        scale=scale,
+        centre=centre,
+        atoms=np.ascontiguousarray(atoms),
+        bias=np.zeros(len(atoms), dtype=np.float32) if bias is None else bias,
+    )
+    return coder if kind == "topk" else replace(coder, gain=_gain(coder, vectors))
 
 
 def _check(vectors: np.ndarray) -> None:
@@ -93,7 +93,7 @@ def _spread(centred: np.ndarray) -> float:
 
 def _gain(coder: SparseCoder, vectors: np.ndarray) -> float:
     """Return the factor that brings rebuilt vectors nearest to the vectors, by least squares."""
-    sample = vectors[:2048]
+    sample = vectors[:GAIN_TEXTS]
     rebuilt = (coder.decode(coder.encode(sample)) - coder.centre).astype(np.float64)
     target = (sample - coder.centre).astype(np.float64)
     size = float((rebuilt**2).sum())

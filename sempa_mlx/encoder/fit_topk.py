@@ -8,10 +8,19 @@ import mlx.optimizers as optim
 import numpy as np
 
 from sempa_mlx.config import SparseConfig
-from sempa_mlx.training.code_loss import CoderWeights, code_loss, preference_nll
+from sempa_mlx.training.code_loss import (
+    TINY,
+    CoderWeights,
+    code_loss,
+    pre_activations,
+    preference_nll,
+    rebuilt,
+    strongest,
+)
 from sempa_mlx.training.embedding_term import same_sentences
 
 ADAM_EPS = 6.25e-10  # CSR's
+PROBED = 1024  # vectors that the first length of atoms is found on
 DEAD_AFTER = 30  # steps without firing
 ANNEALED_FROM, ANNEALED_UP_TO = 64, 8  # k starts at 64 where it ends at 8 or less (CSRv2)
 ANNEALED_SHARE = 0.7  # of the steps, then k stays
@@ -76,14 +85,21 @@ def annealed(k: int, hidden: int, step: int, num_steps: int) -> int:
     return round((1 - done) * start + done * k)
 
 
-def _first_weights(vectors: np.ndarray, hidden: int, draw: np.random.Generator) -> CoderWeights:
-    """Start from directions of random vectors, each at length 1."""
+def _first_weights(
+    vectors: np.ndarray, hidden: int, k: int, draw: np.random.Generator
+) -> CoderWeights:
+    """Start from directions of random vectors, all of the length that rebuilds best."""
     chosen = draw.choice(len(vectors), size=hidden, replace=len(vectors) < hidden)
     noise = draw.standard_normal((hidden, vectors.shape[1])) * 1e-2
     atoms = vectors[chosen] + noise  # no two atoms alike, none zero
     atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
     zeros = mx.zeros(hidden), mx.zeros(vectors.shape[1])
-    return CoderWeights(mx.array(atoms.astype(np.float32)), *zeros)
+    weights = CoderWeights(mx.array(atoms.astype(np.float32)), *zeros)
+    sample = mx.array(vectors[:PROBED])
+    found = rebuilt(strongest(pre_activations(sample, weights), k), weights)
+    # Atoms of length s rebuild s^2 times as much; neighbours overlap, so s is well below 1.
+    square = (found * sample).sum() / mx.maximum((found**2).sum(), TINY)
+    return weights._replace(atoms=weights.atoms * mx.sqrt(mx.maximum(square, TINY)))
 
 
 class _Fit:
@@ -91,7 +107,9 @@ class _Fit:
 
     def __init__(self, vectors: np.ndarray, settings: SparseConfig, hidden: int, seed: int) -> None:
         self.draw = np.random.default_rng(seed)
-        self.weights = _first_weights(vectors, hidden, self.draw)
+        self.weights = _first_weights(
+            vectors, hidden, annealed(settings.k, hidden, 0, 1), self.draw
+        )
         self._vectors, self._settings = vectors, settings
         self._optimizer = optim.Adam(settings.learning_rate, eps=ADAM_EPS, bias_correction=True)
         self._optimizer.init(self.weights._asdict())

@@ -1,16 +1,14 @@
 """Fitting the map after an encoder, once for the same encoder and texts."""
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.postprocess import PostFit, fit_post, read_post, write_post
+from sempa_mlx.encoder.vector_cache import texts_key
 from sempa_mlx.errors import ModelError
 from sempa_mlx.files import cache_folder
-from sempa_mlx.runtime import dtype_name
 
 
 def fit_after(
@@ -40,9 +38,7 @@ def fit_after(
         ResourceError: the file cannot be written.
     """
     distinct = list(dict.fromkeys(text for text in texts if text.strip()))
-    parts = [encoder.vectors_key, dtype_name(encoder.loaded.dtype), kind, components, distinct]
-    name = hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
-    path = folder / f"{name}.safetensors"
+    path = folder / f"{texts_key(encoder, distinct, kind, components)}.safetensors"
     with suppress(ModelError):  # none yet, or damaged
         return read_post(path), path
     layer = encoder.parameters.index(encoder.depth)

@@ -5,7 +5,7 @@ Three kinds share one shape, a matrix of atoms (one direction a latent) and a ce
 - `topk`: latents are ReLU(W x + b), the k strongest stay; W is learned and tied, so the same atoms
   rebuild the vector (CSR, arXiv 2503.01776).
 - `fista`: non-negative latents that minimise 0.5 ||x - W'z||^2 + penalty ||z||_1 over a learned
-  dictionary; the k strongest stay.
+  dictionary; the k strongest stay. The penalty shrinks them, which one gain undoes on the way back.
 - `lexical`: log(1 + ReLU) of the logits that the model's own output matrix gives x, the k strongest
   stay; latents are tokens (PromptReps, arXiv 2404.18424). Nothing is learned but the centre and one
   gain for the way back.
@@ -41,7 +41,7 @@ class SparseCoder:
         vectors: what made the embeddings (`Encoder.vectors_key`): it codes no others.
         num_texts: distinct texts it was fitted to.
         penalty: weight of the L1 norm, for `fista`.
-        gain: of the way back, for `lexical`.
+        gain: of the way back: undoes the shrinking of `fista`, finds the scale of `lexical`.
         scale: what centred embeddings are divided by.
         centre: (dim,) float32, taken off an embedding first.
         atoms: (hidden, dim) float32, a latent a row.
@@ -96,7 +96,8 @@ class SparseCoder:
         """Rebuild embeddings, (n, dim) float32, from (n, hidden) codes; the atoms are tied."""
         values = codes.copy()
         if self.kind == "lexical":
-            values.data = self.gain * np.expm1(values.data)
+            values.data = np.expm1(values.data)
+        values.data = np.float32(self.gain) * values.data
         rebuilt = values @ self.atoms * np.float32(self.scale) + self.centre
         return np.asarray(rebuilt, dtype=np.float32)
 

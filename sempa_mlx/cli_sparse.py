@@ -1,0 +1,100 @@
+"""The commands `sparse fit` and `sparse explain`."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from sempa_mlx.cli_options import ForceOption, ModelOption, console
+
+sparse_app = typer.Typer(
+    no_args_is_help=True, help="Sparse codes of embeddings (SPOD): fit a coder, look inside."
+)
+
+RunOption = Annotated[
+    Path | None, typer.Option("--adapter-path", help="Run folder. [./adapters if there]")
+]
+ScaleOption = Annotated[float | None, typer.Option("--adapter-scale", help="The dial.")]
+MethodOption = Annotated[str | None, typer.Option("--method", help="Embedding method.")]
+
+
+@sparse_app.command(
+    "fit", epilog="Example:  sempa-mlx sparse fit --data nli.jsonl --out coder.safetensors --k 32"
+)
+def sparse_fit(
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="Preference file, `nli` or `demo` (codes of paraphrases are drawn together), or a "
+            "text of one sentence a line.",
+        ),
+    ],
+    out: Annotated[Path, typer.Option("-o", "--out", help="The coder, a .safetensors file.")],
+    coder: Annotated[
+        Literal["topk", "fista", "lexical"],
+        typer.Option(
+            "--coder",
+            help="topk: learned, tied; fista: learned dictionary; lexical: the model's own tokens.",
+        ),
+    ] = "topk",
+    k: Annotated[int, typer.Option("--k", min=1, help="Values of a code.")] = 32,
+    hidden: Annotated[
+        int | None, typer.Option("--hidden", min=1, help="Latents. [4 a dimension]")
+    ] = None,
+    sentences: Annotated[
+        int, typer.Option("--sentences", min=2, help="Distinct sentences to fit to, at most.")
+    ] = 15_000,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 20,
+    batch_size: Annotated[
+        int, typer.Option("--batch-size", min=1, help="Sentences a step.")
+    ] = 1024,
+    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Adam's; topk.")] = 4e-4,
+    preference: Annotated[
+        float, typer.Option("--preference", min=0, help="Weight of the ranking of codes; topk.")
+    ] = 0.1,
+    model: ModelOption = None,
+    adapter_path: RunOption = None,
+    adapter_scale: ScaleOption = None,
+    method: MethodOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    force: ForceOption = False,
+) -> None:
+    """Fit a sparse coder to a model's embeddings; the model stays as it is."""
+    from sempa_mlx.commands.sparse import System, run_sparse_fit
+    from sempa_mlx.config import SparseConfig
+
+    settings = SparseConfig(
+        coder=coder,
+        k=k,
+        hidden=hidden,
+        sentences=sentences,
+        epochs=epochs,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        preference=preference,
+    )
+    system = System(model, adapter_path, adapter_scale, method)
+    run_sparse_fit(console, system, data, settings, out, seed=seed, force=force)
+
+
+@sparse_app.command(
+    "explain",
+    epilog='Example:  sempa-mlx sparse explain "A dog runs." --coder coder.safetensors',
+)
+def sparse_explain(
+    texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Any number of texts.")],
+    coder: Annotated[
+        Path, typer.Option("--coder", help="Coder file, or run folder that holds one.")
+    ],
+    top: Annotated[int, typer.Option("--top", min=1, help="Latents to show.")] = 8,
+    model: ModelOption = None,
+    adapter_path: RunOption = None,
+    adapter_scale: ScaleOption = None,
+    method: MethodOption = None,
+) -> None:
+    """Show the strongest latents of a text: their words, and sentences that fire them."""
+    from sempa_mlx.commands.sparse import System, run_sparse_explain
+
+    system = System(model, adapter_path, adapter_scale, method)
+    run_sparse_explain(console, system, coder, texts, top=top)
