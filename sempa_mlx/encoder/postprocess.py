@@ -37,7 +37,8 @@ class PostFit:
     `components` principal directions away. `standardize` (arXiv 2109.04404) gives each dimension
     mean 0 and variance 1, so that the few that vary most do not decide alone. `whiten` (arXiv
     2103.15316) subtracts the mean and gives each principal direction variance 1, the strongest
-    first, so that the first n numbers of a vector are its best n. `vectors` names what was fitted: a map fits no other vectors.
+    first, so that the first n numbers of a vector are its best n. `vectors` names what was fitted:
+    a map fits no other vectors.
     """
 
     kind: str
