@@ -7,6 +7,7 @@ the model by its fingerprint.
 import hashlib
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -27,12 +28,46 @@ def write_coder(path: Path, coder: SparseCoder) -> None:
     """
     from safetensors.numpy import save_file
 
-    arrays = {"centre": coder.centre}
-    if coder.kind != "lexical":
-        arrays |= {"atoms": coder.atoms, "bias": coder.bias}
-    about = {"format": FORMAT, **coder.describe(), "digest": _digest(arrays)}
+    about = {"format": FORMAT, **identify(coder)}
     with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={_KEY: json.dumps(about)})
+        save_file(_arrays(coder), temporary, metadata={_KEY: json.dumps(about)})
+
+
+def identify(coder: SparseCoder) -> dict[str, Any]:
+    """Return what tells a coder from others: its description, and a digest of what it learned."""
+    return {**coder.describe(), "digest": _digest(_arrays(coder))}
+
+
+def coder_place(path: Path) -> Path:
+    """Return the file of a coder: `path` itself, or the one in the run folder `path`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    place = path / CODER_FILE if path.is_dir() else path
+    if not place.is_file():
+        fix = "fit one: sempa-mlx sparse fit --data FILE --out CODER.safetensors"
+        raise ModelError(Problem("no such coder", str(place), fix=fix))
+    return place
+
+
+def describe_coder(path: Path) -> dict[str, Any]:
+    """Return what a coder's file, or that in a run folder, says of it, as `identify` does.
+
+    Raises:
+        ModelError: there is no such file, or it is something else.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    place = coder_place(path)
+    try:
+        with safe_open(place, framework="numpy") as file:
+            about: dict[str, Any] = json.loads((file.metadata() or {})[_KEY])
+        if about["format"] != FORMAT or about["kind"] not in KINDS:
+            raise ValueError(f"format {about['format']}, kind {about['kind']}")
+    except (SafetensorError, KeyError, ValueError, TypeError, OSError) as error:
+        raise ModelError(Problem(f"not a sparse coder ({error})", str(place))) from error
+    return about
 
 
 def read_coder(path: Path, output_matrix: np.ndarray | None = None) -> SparseCoder:
@@ -47,16 +82,11 @@ def read_coder(path: Path, output_matrix: np.ndarray | None = None) -> SparseCod
     """
     from safetensors import SafetensorError, safe_open
 
-    place = path / CODER_FILE if path.is_dir() else path
-    if not place.is_file():
-        fix = "fit one: sempa-mlx sparse fit --data FILE --out CODER.safetensors"
-        raise ModelError(Problem("no such coder", str(place), fix=fix))
+    place = coder_place(path)
+    about = describe_coder(place)
     try:
         with safe_open(place, framework="numpy") as file:
-            about = json.loads((file.metadata() or {})[_KEY])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        if about["format"] != FORMAT or about["kind"] not in KINDS:
-            raise ValueError(f"format {about['format']}, kind {about['kind']}")
         if about["digest"] != _digest(arrays):
             raise ValueError("its content is not what was written")
         coder = _assembled(about, arrays, output_matrix)
@@ -67,6 +97,13 @@ def read_coder(path: Path, output_matrix: np.ndarray | None = None) -> SparseCod
         found = f"the model has {coder.hidden} of {coder.dim}"
         raise ModelError(Problem(what, str(place), found, "fit one to this model"))
     return coder
+
+
+def _arrays(coder: SparseCoder) -> dict[str, np.ndarray]:
+    arrays = {"centre": coder.centre}
+    if coder.kind != "lexical":
+        arrays |= {"atoms": coder.atoms, "bias": coder.bias}
+    return arrays
 
 
 def _assembled(
