@@ -116,14 +116,12 @@ def train(
 
 
 @app.command(
-    epilog="Example:  sempa-mlx embed notes.txt   |   cat a.txt | sempa-mlx embed - > a.jsonl   |   "
-    "sempa-mlx embed notes.txt --sparse coder.safetensors --k 32"
+    epilog="Example:  sempa-mlx embed notes.txt   |   cat a.txt | sempa-mlx embed - > a.jsonl   "
+    "|   sempa-mlx embed notes.txt --sparse coder.safetensors --k 32"
 )
 def embed(
     file: Annotated[str, typer.Argument(help="A text a line; `-` reads stdin.")],
-    out: Annotated[
-        str | None, typer.Option("-o", "--out", help="Output file. [FILE.npy; FILE.npz]")
-    ] = None,
+    out: Annotated[str | None, typer.Option("-o", "--out", help="Output file. [FILE.npy]")] = None,
     model: ModelOption = None,
     adapter_path: Annotated[
         Path | None, typer.Option("--adapter-path", help="Run folder. [./adapters if there]")

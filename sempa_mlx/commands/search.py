@@ -130,19 +130,14 @@ def _search_codes(console: Console, request: SearchRequest, queries: list[str]) 
     store = read_store(request.store)
     count = store.codes.shape[0]
     texts = _texts(request, count) or store.texts
-    place = str(request.store)
+    coder = _own_coder(request, store.about)
     with console.working("loading the model"):
         encoder = reopen(
-            *(store.about["encoder"], place),
+            *(store.about["encoder"], str(request.store)),
             model=request.model,
             adapter_path=request.adapter_path,
         )
-        coding = Coding.open(encoder, _coder_path(request, store.about), store.about["k"])
-    made, given = store.about["coder"], coding.describe()["coder"]
-    if made | {"path": None} != given | {"path": None}:
-        what = f"coded by another coder than {given['path']}"
-        found = f"by {made['kind']} {made['digest']}, not {given['kind']} {given['digest']}"
-        raise ModelError(Problem(what, place, found, "name that coder: --sparse FILE"))
+        coding = Coding.open(encoder, coder, store.about["k"])
     codes, num_cut = coding.encode(queries)
     warn_cut(console, num_cut, encoder.settings.max_tokens)
     for query, size in zip(queries, codes.indptr[1:] - codes.indptr[:-1], strict=True):
@@ -151,16 +146,25 @@ def _search_codes(console: Console, request: SearchRequest, queries: list[str]) 
     return Found(InvertedIndex(store.codes).search(codes, request.k), count, texts)
 
 
-def _coder_path(request: SearchRequest, about: dict[str, Any]) -> Path:
-    stored = about["coder"]["path"]
+def _own_coder(request: SearchRequest, about: dict[str, Any]) -> Path:
+    """Return where the coder is that made the codes; no other will do."""
+    from sempa_mlx.encoder.coder_file import describe_coder
+
+    place = str(request.store)
+    if not {"k", "coder", "encoder"} <= about.keys():
+        raise DataError(Problem("does not say what made its codes", place, fix="embed again"))
+    made = dict(about["coder"])
+    stored = made.pop("path")
     path = request.sparse or (Path(stored) if stored else None)
     if path is None or (request.sparse is None and not path.is_file()):
-        what = (
-            f"its coder is no longer in {stored}"
-            if stored
-            else "it does not say where its coder is"
-        )
-        raise ModelError(Problem(what, str(request.store), fix="say where it is: --sparse FILE"))
+        what = f"its coder is no longer in {stored}" if stored else "names no file of its coder"
+        raise ModelError(Problem(what, place, fix="say where it is: --sparse FILE"))
+    given = describe_coder(path)
+    del given["format"]
+    if made != given:
+        what = f"coded by another coder than {path}"
+        found = f"by {made['kind']} {made['digest']}, not {given['kind']} {given['digest']}"
+        raise ModelError(Problem(what, place, found, "name that coder: --sparse FILE"))
     return path
 
 
