@@ -63,8 +63,8 @@ def read_dense(path: Path) -> DenseStore:
             fix = f"embed a file: sempa-mlx embed FILE -o {path}"
             raise DataError(Problem("no such file", str(part), fix=fix))
     try:
-        vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(vectors, np.ndarray) or (vectors.ndim, vectors.dtype) != (2, np.float32):
+        vectors = np.lib.format.open_memmap(path, mode="r")
+        if (vectors.ndim, vectors.dtype) != (2, np.float32):
             raise ValueError("no matrix of float32")
     except (ValueError, OSError, EOFError) as error:
         raise DataError(Problem(f"not a file of vectors ({error})", str(path))) from error

@@ -164,7 +164,8 @@ def _is_zip(path: Path) -> bool:
 
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
-    with np.load(path, allow_pickle=False) as file:
+    # Opened here: numpy leaves the file open when it is no zip file.
+    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
         arrays = dict(file)
     return arrays, arrays.pop("header").tobytes().decode()
 
