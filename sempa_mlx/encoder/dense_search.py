@@ -64,7 +64,7 @@ def read_dense(path: Path) -> DenseStore:
             raise DataError(Problem("no such file", str(part), fix=fix))
     try:
         vectors = np.lib.format.open_memmap(path, mode="r")
-        if (vectors.ndim, vectors.dtype) != (2, np.float32):
+        if vectors.ndim != 2 or vectors.dtype != np.float32:
             raise ValueError("no matrix of float32")
     except (ValueError, OSError, EOFError) as error:
         raise DataError(Problem(f"not a file of vectors ({error})", str(path))) from error
