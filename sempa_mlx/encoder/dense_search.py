@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sempa_mlx.encoder.postprocess import at_unit_length
-from sempa_mlx.encoder.ranking import Hits, best_rows
+from sempa_mlx.encoder.ranking import Hits, nearest_rows
 from sempa_mlx.encoder.store import sidecar_path
 from sempa_mlx.errors import DataError, Problem
 
@@ -47,7 +47,10 @@ class DenseStore:
                 count = int((~np.isfinite(cosines)).any(axis=0).sum())
                 what = f"{count} of {len(self.vectors)} vectors hold NaN or infinity"
                 raise DataError(Problem(what, str(self.place), fix="embed the file again"))
-            found += [best_rows(row, k) for row in cosines]
+            found += [
+                nearest_rows(self.vectors, query, row, k)
+                for query, row in zip(queries[start:], cosines, strict=False)
+            ]
         return found
 
 

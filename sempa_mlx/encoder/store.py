@@ -14,7 +14,7 @@ from typing import IO, Any
 import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.encoder.ranking import Hits, best_rows
+from sempa_mlx.encoder.ranking import Hits, nearest_rows
 from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import replacing, write_text
@@ -180,4 +180,4 @@ def sidecar_text(encoder: Encoder, count: int, adapter_path: Path | None = None)
 
 def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> Hits:
     """Return the k rows of unit vectors (n, dim) nearest to a unit query, with their cosines."""
-    return best_rows(vectors @ query, k)
+    return nearest_rows(vectors, query, vectors @ query, k)

@@ -60,6 +60,23 @@ def test_hits_are_those_of_float64_cosines(tmp_path, monkeypatch, normalize, blo
         )
 
 
+def test_equal_vectors_keep_their_order_whatever_blas_rounds(tmp_path):
+    draw = np.random.default_rng(0)
+    rows = unit(draw.normal(size=(3, 576))).astype(np.float32)
+    vectors = rows[draw.integers(0, 3, 103)]
+    about = {"count": 103, "dim": 576, "normalize": True}
+    np.save(tmp_path / "a.npy", vectors)
+    (tmp_path / "a.json").write_text(json.dumps(about))
+    queries = unit(draw.normal(size=(5, 576))).astype(np.float32)
+    for hits, query in zip(
+        read_dense(tmp_path / "a.npy").search(queries, 90), queries, strict=True
+    ):
+        cosines = [float(np.dot(row.astype(float), query.astype(float))) for row in rows]
+        kind = [int(np.argmax((rows == row).all(axis=1))) for row in vectors]
+        order = sorted(range(103), key=lambda at: (-cosines[kind[at]], at))[:90]
+        assert [row for row, _ in hits] == order
+
+
 def test_vectors_that_are_not_finite_are_an_error(tmp_path):
     path = written(tmp_path)
     vectors = np.load(path)
