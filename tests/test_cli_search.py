@@ -2,12 +2,14 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sempa_mlx.encoder.coder_file import CODER_FILE, write_coder
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.fitting import default_folder
 from sempa_mlx.encoder.sparse import code_cosines
 from sempa_mlx.encoder.sparse_embed import Coding
 from sempa_mlx.encoder.sparse_store import SparseStore, read_store, write_store
@@ -258,8 +260,6 @@ def test_a_map_that_is_gone_can_be_named(space, here, monkeypatch):
     outcome = refused(1, "search", "a.npy", "a cat")
     assert "the map of the vectors (abtt " in outcome.err
     assert "--post FILE" in outcome.err
-    from sempa_mlx.encoder.fitting import default_folder
-
     fit = json.loads((here / "a.json").read_text())["post"]["fit"]
     kept = next(path for path in default_folder().glob("*") if fit.encode() in path.read_bytes())
     done("search", "a.npy", "a cat", "--post", kept)
@@ -386,11 +386,12 @@ def test_help_shows_an_example(command):
 
 def test_a_query_without_a_code_is_warned_of(space, here):
     encoder = Encoder.load(space / "base")
-    from dataclasses import replace
-
     coder = drawn_coder(encoder.vectors_key)
     write_coder(here / "mute.safetensors", replace(coder, bias=np.full(48, -1e3, np.float32)))
     arguments = ["-o", "a.npz", "--model", space / "base", "--sparse", "mute.safetensors"]
     outcome = done("embed", space / "notes.txt", *arguments)
     assert "6 texts have a code without values" in outcome.err
-    assert "a query has a code without values" in done("search", "a.npz", "a cat").err
+    outcome = done("search", "a.npz", "a cat")
+    assert "a query has a code without values" in outcome.err
+    assert "only 0 of 6 lines share a latent with the query" in outcome.err
+    assert hits_of(done("search", "a.npz", "a cat", "--json")) == []

@@ -143,7 +143,9 @@ def _search_codes(console: Console, request: SearchRequest, queries: list[str]) 
     for query, size in zip(queries, codes.indptr[1:] - codes.indptr[:-1], strict=True):
         if not size:
             console.warn(f"a query has a code without values, which is like nothing: {query}")
-    return Found(InvertedIndex(store.codes).search(codes, request.k), count, texts)
+    found = InvertedIndex(store.codes).search(codes, request.k)
+    sharing = [[(row, score) for row, score in hits if score > 0] for hits in found]
+    return Found(sharing, count, texts)
 
 
 def _own_coder(request: SearchRequest, about: dict[str, Any]) -> Path:
@@ -190,6 +192,8 @@ def _show(console: Console, request: SearchRequest, queries: list[str], found: F
         if console.mode == "human":
             console.result(f"\n{query}\n")
             console.result(f"{'score':>7}  {'line':>{width}}" + ("  text" if found.texts else ""))
+        if len(hits) < min(request.k, found.count):
+            console.say(f"only {len(hits)} of {found.count} lines share a latent with the query")
         for row, score in hits:
             text = "" if found.texts is None else found.texts[row]
             if console.mode == "quiet":

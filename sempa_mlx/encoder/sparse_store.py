@@ -80,7 +80,7 @@ def write_store(path: Path, store: SparseStore, file_format: str) -> Path:
         DataError: a value does not fit into float16; nothing is written.
         ResourceError: it cannot be written; what was there stays.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     arrays = _arrays(store)
     count, latents = store.codes.shape
@@ -91,7 +91,8 @@ def write_store(path: Path, store: SparseStore, file_format: str) -> Path:
             with temporary.open("wb") as handle:
                 np.savez(handle, allow_pickle=False, header=_bytes(header), **arrays)
         else:
-            save_file(arrays, temporary, metadata={_KEY: header})
+            # `save_file` would leave it readable by its owner alone.
+            temporary.write_bytes(save(arrays, metadata={_KEY: header}))
     sidecar = sidecar_path(path)
     write_text(sidecar, header)
     return sidecar

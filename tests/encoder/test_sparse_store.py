@@ -113,6 +113,13 @@ def test_the_header_also_stands_beside_the_file(tmp_path):
     assert sorted(tmp_path.iterdir()) == [path, beside]
 
 
+def test_everyone_may_read_what_a_new_file_lets_them_read(tmp_path):
+    (tmp_path / "plain").touch()
+    for file_format in FORMS:
+        mode = written(tmp_path, file_format).stat().st_mode
+        assert mode == (tmp_path / "plain").stat().st_mode
+
+
 def test_the_format_is_told_by_content_not_by_name(tmp_path):
     for file_format in FORMS:
         path = tmp_path / f"codes-{file_format}"
