@@ -20,6 +20,7 @@ from sempa_mlx.cli_options import (
     ModelOption,
     PostFitOption,
     PostOption,
+    SparseOption,
     TunedOption,
     console,
 )
@@ -117,7 +118,8 @@ def train(
 
 
 @app.command(
-    epilog="Example:  sempa-mlx embed notes.txt   |   cat a.txt | sempa-mlx embed - > a.jsonl"
+    epilog="Example:  sempa-mlx embed notes.txt   |   cat a.txt | sempa-mlx embed - > a.jsonl   "
+    "|   sempa-mlx embed notes.txt --sparse coder.safetensors --k 32"
 )
 def embed(
     file: Annotated[str, typer.Argument(help="A text a line; `-` reads stdin.")],
@@ -138,20 +140,57 @@ def embed(
         bool | None, typer.Option("--normalize/--no-normalize", help="Unit length. [default: yes]")
     ] = None,
     truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", help="First n.")] = None,
-    file_format: Annotated[str | None, typer.Option("--format", help="npy or jsonl.")] = None,
+    sparse: SparseOption = None,
+    k: Annotated[
+        int | None, typer.Option("--k", min=1, help="Values of a code. [the coder's]")
+    ] = None,
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="npy or jsonl; with --sparse: npz, safetensors or jsonl."),
+    ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=64)] = 4096,
     force: ForceOption = False,
 ) -> None:
-    """Turn each line of a text file into a vector."""
+    """Turn each line of a text file into a vector, or into a sparse code."""
     from sempa_mlx.commands.embed import EmbedRequest, run_embed
+    from sempa_mlx.commands.embed_sparse import SparseOptions
     from sempa_mlx.commands.vectors import VectorOptions
 
     options = VectorOptions(layer, tuned, post, post_fit)
     request = EmbedRequest(
         *(file, out, file_format, model, adapter_path, adapter_scale, method),
-        *(normalize, truncate_dim, options),
+        *(normalize, truncate_dim, options, SparseOptions(sparse, k)),
     )
     run_embed(console, request, batch_tokens=batch_tokens, force=force)
+
+
+@app.command(
+    epilog='Example:  sempa-mlx search notes.txt.npz "a cat on a stone" -k 5   |   '
+    "cat queries.txt | sempa-mlx search notes.txt.npy - --texts notes.txt --json"
+)
+def search(
+    store: Annotated[Path, typer.Argument(help="What `embed` wrote: .npy, .npz, .safetensors.")],
+    query: Annotated[str, typer.Argument(help="A text; `-` reads one a line from stdin.")],
+    k: Annotated[int, typer.Option("-k", "--k", min=1, help="Lines of each query.")] = 5,
+    texts: Annotated[
+        Path | None, typer.Option("--texts", help="The text file, to show lines of a .npy.")
+    ] = None,
+    model: ModelOption = None,
+    adapter_path: Annotated[
+        Path | None, typer.Option("--adapter-path", help="Where the run folder lies now.")
+    ] = None,
+    sparse: SparseOption = None,
+    post: Annotated[
+        Path | None, typer.Option("--post", help="Where the fitted map of a .npy lies now.")
+    ] = None,
+) -> None:
+    """Find the lines of an embedded file that are nearest to a text.
+
+    Model, adapter and coder are those that made the file; it knows where they are.
+    """
+    from sempa_mlx.commands.search import SearchRequest, run_search
+
+    run_search(console, SearchRequest(store, query, k, texts, model, adapter_path, sparse, post))
 
 
 @app.command(epilog="Example:  sempa-mlx report adapters --results sts.json")

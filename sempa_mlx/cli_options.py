@@ -68,5 +68,9 @@ PostFitOption = Annotated[
     typer.Option("--post-fit", help="Unlabelled texts to fit --post to. [anchors of NLI]"),
 ]
 NoBaseOption = Annotated[bool, typer.Option("--no-base", help="Measure the adapters only.")]
+SparseOption = Annotated[
+    Path | None,
+    typer.Option("--sparse", help="Sparse coder: its file, or the run folder that holds one."),
+]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]

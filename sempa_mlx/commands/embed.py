@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
+from sempa_mlx.commands.embed_sparse import SparseOptions, open_coding, show_codes, token_names
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
@@ -16,6 +17,7 @@ from sempa_mlx.files import refuse_existing
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.store import Embedded
 
 Value = TypeVar("Value", bool, float)
 DEFAULT_MODEL = "smollm2-135m"
@@ -37,17 +39,18 @@ class EmbedRequest:
     normalize: bool | None
     truncate_dim: int | None
     options: VectorOptions = field(default_factory=VectorOptions)
+    sparse: SparseOptions = field(default_factory=SparseOptions)
 
 
 def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, force: bool) -> None:
     """Embed a file into a file, or stdin into JSON lines on stdout."""
     from sempa_mlx.encoder.methods import find_method
 
-    request.options.check()
+    _check(request)
     if request.method is not None:
         find_method(request.method)  # before a model is loaded
     with tempfile.TemporaryDirectory() as spool:
-        source = _source(request.file, Path(spool))
+        source = text_source(request.file, Path(spool))
         count = _count_texts(source)
         out, file_format = _target(request, force=force)
         texts = (line.text for line in read_lines(source))
@@ -57,7 +60,24 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
             _to_file(console, request, texts, count, out, file_format, batch_tokens)
 
 
-def _source(file: str, spool: Path) -> Path:
+def _check(request: EmbedRequest) -> None:
+    """Refuse options that cannot be meant, all at once, and a coder that has not k latents."""
+    given = {
+        "--normalize": request.normalize is True,
+        "--no-normalize": request.normalize is False,
+        "--truncate-dim": request.truncate_dim is not None,
+        "--post": request.options.post is not None,
+    }
+    file_format = request.file_format or Path(request.out or "").suffix.removeprefix(".")
+    faults = request.sparse.faults([name for name, is_given in given.items() if is_given])
+    faults += request.sparse.format_faults(file_format)
+    if faults:
+        raise UsageError([*request.options.faults(), *faults], state="nothing was started")
+    request.options.check()
+    request.sparse.check_coder()
+
+
+def text_source(file: str, spool: Path) -> Path:
     """Return the file to read; stdin is put on disk first, as it is read twice."""
     if file != STREAM:
         return Path(file)
@@ -78,15 +98,18 @@ def _count_texts(source: Path) -> int:
 
 
 def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
-    from sempa_mlx.encoder.store import format_of, sidecar_path
+    from sempa_mlx.encoder.sparse_embed import CODE_FORMATS
+    from sempa_mlx.encoder.store import FORMATS, format_of, sidecar_path
 
+    is_sparse = request.sparse.coder is not None
     if request.out == STREAM or (request.out is None and request.file == STREAM):
         if request.file_format not in (None, "jsonl"):
             raise UsageError("stdout takes --format jsonl only", state="nothing was written")
         return None, "jsonl"
-    out = Path(request.out or f"{request.file}.{request.file_format or 'npy'}")
-    file_format = format_of(out, request.file_format)
-    for path in [out, sidecar_path(out)] if file_format == "npy" else [out]:
+    usual = "npz" if is_sparse else "npy"
+    out = Path(request.out or f"{request.file}.{request.file_format or usual}")
+    file_format = format_of(out, request.file_format, CODE_FORMATS if is_sparse else FORMATS)
+    for path in [out] if file_format == "jsonl" else [out, sidecar_path(out)]:
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
         refuse_existing(path, force=force)
@@ -97,13 +120,11 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     """Load the named model, else the run in ./adapters, else the default model."""
     from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.encoder.settings import EncoderSettings, read_settings
-    from sempa_mlx.model.lora import CONFIG_FILE, read_adapter_config
+    from sempa_mlx.model.lora import read_adapter_config
 
-    run = request.adapter_path
+    run = _run_folder(request)
     if run is not None:
         read_adapter_config(run)  # a folder without an adapter would pass for a model
-    if run is None and request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file():
-        run = DEFAULT_RUN
     settings = read_settings(run) if run is not None else EncoderSettings()
     settings = replace(
         settings.with_method(request.method),
@@ -127,6 +148,13 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     return encoder
 
 
+def _run_folder(request: EmbedRequest) -> Path | None:
+    from sempa_mlx.model.lora import CONFIG_FILE
+
+    is_default = request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file()
+    return request.adapter_path or (DEFAULT_RUN if is_default else None)
+
+
 def _first(wanted: Value | None, stored: Value) -> Value:
     """Return what the line asks for, else what the run folder says."""
     return stored if wanted is None else wanted
@@ -135,14 +163,24 @@ def _first(wanted: Value | None, stored: Value) -> Value:
 def _to_stdout(
     console: Console, request: EmbedRequest, texts: Iterator[str], count: int, batch_tokens: int
 ) -> None:
+    from sempa_mlx.encoder.sparse_embed import code_to_stream
     from sempa_mlx.encoder.store import embed_to_stream
 
     encoder = load_encoder(console, request)
+    coding = open_coding(console, request.sparse, encoder, _run_folder(request))
     with console.progress("embedding", count, "texts") as advance:
-        num_cut = embed_to_stream(
-            encoder, texts, sys.stdout, batch_tokens=batch_tokens, on_progress=advance
-        )
-    _warn_cut(console, num_cut, encoder.settings.max_tokens)
+        if coding is None:
+            num_cut = embed_to_stream(
+                encoder, texts, sys.stdout, batch_tokens=batch_tokens, on_progress=advance
+            )
+        else:
+            num_cut = code_to_stream(
+                *(coding, texts, sys.stdout),
+                names=token_names(coding),
+                batch_tokens=batch_tokens,
+                on_progress=advance,
+            ).num_truncated
+    warn_cut(console, num_cut, encoder.settings.max_tokens)
 
 
 def _to_file(  # noqa: PLR0913 - one call site, one value each
@@ -155,6 +193,7 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
     batch_tokens: int,
 ) -> None:
     from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.sparse_embed import code_to_file
     from sempa_mlx.encoder.store import embed_for_others, embed_to_file
     from sempa_mlx.world import World
 
@@ -163,19 +202,37 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         console.mute()
     loaded = load_encoder(console, request)
     encoder = Encoder(loaded.loaded, loaded.settings, world=world)
+    run = _run_folder(request)
+    coding = open_coding(console, request.sparse, encoder, run)
     if world.rank:
         embed_for_others(encoder, texts, batch_tokens=batch_tokens)
         return
+    if coding is not None:
+        names = token_names(coding) if file_format == "jsonl" else None
+        with console.progress("embedding", count, "texts") as advance:
+            coded = code_to_file(
+                *(coding, texts, out),
+                file_format=file_format,
+                names=names,
+                batch_tokens=batch_tokens,
+                on_progress=advance,
+            )
+        warn_cut(console, coded.num_truncated, encoder.settings.max_tokens)
+        show_codes(console, coding, coded)
+        return
     with console.progress("embedding", count, "texts") as advance:
         written = embed_to_file(
-            encoder,
-            texts,
-            out,
+            *(encoder, texts, out),
             file_format=file_format,
+            adapter_path=run,
             batch_tokens=batch_tokens,
             on_progress=advance,
         )
-    _warn_cut(console, written.num_truncated, encoder.settings.max_tokens)
+    warn_cut(console, written.num_truncated, encoder.settings.max_tokens)
+    _show_vectors(console, written)
+
+
+def _show_vectors(console: Console, written: "Embedded") -> None:
     beside = f", described in {written.sidecar}" if written.sidecar else ""
     console.say(f"{written.count} vectors of {written.dim} dimensions{beside}")
     console.result(str(written.path))
@@ -190,7 +247,8 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
     )
 
 
-def _warn_cut(console: Console, num_cut: int, max_tokens: int) -> None:
+def warn_cut(console: Console, num_cut: int, max_tokens: int) -> None:
+    """Warn of texts that were cut, if any."""
     if num_cut:
         texts = "1 text was" if num_cut == 1 else f"{num_cut} texts were"
         console.warn(f"{texts} longer than {max_tokens} tokens and cut at the end")

@@ -135,19 +135,17 @@ def run_sparse_explain(
     console: Console, system: System, path: Path, texts: Sequence[str], *, top: int
 ) -> None:
     """Print the strongest latents of texts: their words, and training sentences that fire them."""
-    from sempa_mlx.encoder.coder_file import read_examples, read_header
-    from sempa_mlx.encoder.coding import load_coder
+    from sempa_mlx.encoder.coder_file import describe_coder, read_examples
+    from sempa_mlx.encoder.sparse_embed import Coding
 
     if not texts or not all(text.strip() for text in texts):
         raise UsageError("give a text to explain")
     if system.adapter_path is None and system.model is None and path.is_dir():
         system = System(None, path, system.adapter_scale, system.method)
-    read_header(path)  # before a model is loaded
+    describe_coder(path)  # before a model is loaded
     encoder = system.load(console)
-    coder, examples = load_coder(path, encoder), read_examples(path)
-    layer = encoder.parameters.index(encoder.depth)
-    states, _ = encoder.read(list(texts), (layer,))
-    codes = coder.encode(states[0, 0])
+    coding, examples = Coding.open(encoder, path), read_examples(path)
+    codes, _ = coding.encode(texts)
     found = []
     for row, text in enumerate(texts):
         part = slice(codes.indptr[row], codes.indptr[row + 1])
@@ -155,7 +153,7 @@ def run_sparse_explain(
             zip(codes.indices[part].tolist(), codes.data[part].tolist(), strict=True),
             key=lambda pair: (-pair[1], pair[0]),
         )[:top]
-        words = latent_words(encoder, coder, [latent for latent, _ in strongest])
+        words = latent_words(encoder, coding.coder, [latent for latent, _ in strongest])
         latents = [
             {
                 "latent": latent,
@@ -168,7 +166,7 @@ def run_sparse_explain(
         num_values = int(codes.indptr[row + 1] - codes.indptr[row])
         found.append({"text": text, "values": num_values, "latents": latents})
         _report(console, found[-1])
-    console.document({"coder": coder.describe(), "texts": found})
+    console.document({"coder": coding.coder.describe(), "texts": found})
 
 
 def latent_words(

@@ -33,16 +33,20 @@ class VectorOptions:
         """
         from sempa_mlx.encoder.postprocess import parse_kind
 
+        if faults := self.faults():
+            raise UsageError(faults, state="nothing was started")
+        if self.post is not None and not self._names_file():
+            parse_kind(self.post)
+
+    def faults(self) -> list[Problem]:
+        """Return options that exclude each other."""
         faults = []
         if self.layer is not None and self.tuned is not None:
             faults.append(Problem("--layer and --tuned both set the layer", fix="give one of them"))
         if self.post_fit is not None and self.post is None:
             fix = "add --post abtt, standardize or whiten"
             faults.append(Problem("--post-fit names texts, but nothing is fitted", fix=fix))
-        if faults:
-            raise UsageError(faults, state="nothing was started")
-        if self.post is not None and not self._names_file():
-            parse_kind(self.post)
+        return faults
 
     @property
     def suffix(self) -> str:

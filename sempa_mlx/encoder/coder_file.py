@@ -31,17 +31,21 @@ def write_coder(path: Path, coder: SparseCoder, examples: Examples | None = None
     Raises:
         ResourceError: it cannot be written; what was there stays.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    arrays = {"centre": coder.centre, "scale": coder.scale}
-    if coder.kind != "lexical":
-        arrays |= {"atoms": coder.atoms, "bias": coder.bias}
-    about = {"format": FORMAT, **coder.describe(), "digest": _digest(arrays)}
+    arrays = _arrays(coder)
     if examples:
         shown = json.dumps({str(latent): list(texts) for latent, texts in examples.items()})
         arrays[_EXAMPLES] = np.frombuffer(shown.encode(), dtype=np.uint8)
+    about = {"format": FORMAT, **identify(coder)}
     with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={_KEY: json.dumps(about)})
+        # Bytes, not safetensors' own file: that one only its owner could read.
+        temporary.write_bytes(save(arrays, metadata={_KEY: json.dumps(about)}))
+
+
+def identify(coder: SparseCoder) -> dict[str, Any]:
+    """Return what tells a coder from others: its description, and a digest of what it learned."""
+    return {**coder.describe(), "digest": _digest(_arrays(coder))}
 
 
 def read_coder(path: Path, output_matrix: OutputMatrix | None = None) -> SparseCoder:
@@ -54,8 +58,8 @@ def read_coder(path: Path, output_matrix: OutputMatrix | None = None) -> SparseC
     Raises:
         ModelError: there is no such file, it is not whole, or belongs to another model.
     """
-    about = read_header(path)
-    place = coder_path(path)
+    about = describe_coder(path)
+    place = coder_place(path)
     arrays = _tensors(place)
     if about.get("digest") != _digest(arrays):
         raise ModelError(Problem("the coder is damaged", str(place), fix="fit it anew"))
@@ -70,7 +74,7 @@ def read_coder(path: Path, output_matrix: OutputMatrix | None = None) -> SparseC
     return coder
 
 
-def read_header(path: Path) -> dict[str, Any]:
+def describe_coder(path: Path) -> dict[str, Any]:
     """Read what a coder's file says of it (`SparseCoder.describe`), without its weights.
 
     Raises:
@@ -78,10 +82,7 @@ def read_header(path: Path) -> dict[str, Any]:
     """
     from safetensors import SafetensorError, safe_open
 
-    place = coder_path(path)
-    if not place.is_file():
-        fix = "fit one: sempa-mlx sparse fit --data FILE --out CODER.safetensors"
-        raise ModelError(Problem("no such coder", str(place), fix=fix))
+    place = coder_place(path)
     try:
         with safe_open(place, framework="numpy") as file:
             about = json.loads((file.metadata() or {})[_KEY])
@@ -94,15 +95,23 @@ def read_header(path: Path) -> dict[str, Any]:
 
 def read_examples(path: Path) -> dict[int, tuple[str, ...]]:
     """Read the texts that show what latents mean, from a coder's file that `read_coder` takes."""
-    found = _tensors(coder_path(path), examples=True).get(_EXAMPLES)
+    found = _tensors(coder_place(path), examples=True).get(_EXAMPLES)
     if found is None:
         return {}
     return {int(latent): tuple(texts) for latent, texts in json.loads(found.tobytes()).items()}
 
 
-def coder_path(path: Path) -> Path:
-    """Return the coder's file: the path itself, or the one in this folder."""
-    return path / CODER_FILE if path.is_dir() else path
+def coder_place(path: Path) -> Path:
+    """Return the file of a coder: `path` itself, or the one in the run folder `path`.
+
+    Raises:
+        ModelError: there is none.
+    """
+    place = path / CODER_FILE if path.is_dir() else path
+    if not place.is_file():
+        fix = "fit one: sempa-mlx sparse fit --data FILE --out CODER.safetensors"
+        raise ModelError(Problem("no such coder", str(place), fix=fix))
+    return place
 
 
 def _tensors(place: Path, *, examples: bool = False) -> dict[str, np.ndarray]:
@@ -137,6 +146,14 @@ def _assembled(
         arrays["scale"],
         atoms,
         bias,
+    )
+
+
+def _arrays(coder: SparseCoder) -> dict[str, np.ndarray]:
+    """Return what a coder learned; the atoms of a lexical one stay with the model."""
+    learned = {"centre": coder.centre, "scale": coder.scale}
+    return (
+        learned if coder.kind == "lexical" else learned | {"atoms": coder.atoms, "bias": coder.bias}
     )
 
 

@@ -9,12 +9,10 @@ import numpy as np
 
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.data.rankings import RankedSentences
-from sempa_mlx.encoder.coder_file import read_coder
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.fit_coder import fit_coder
 from sempa_mlx.encoder.sparse import SparseCoder
 from sempa_mlx.encoder.vector_cache import raw_vectors
-from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.model.head import output_matrix
 
 if TYPE_CHECKING:
@@ -98,18 +96,3 @@ def strongest_texts(
         order = np.argsort(-columns.data[part], kind="stable")[:count]
         found[int(latent)] = tuple(texts[row] for row in columns.indices[part][order])
     return found
-
-
-def load_coder(path: Path, encoder: Encoder) -> SparseCoder:
-    """Read the coder that belongs to an encoder.
-
-    Raises:
-        ModelError: there is no whole coder.
-        UsageError: it was fitted to other vectors.
-    """
-    coder = read_coder(path, lambda: np.array(output_matrix(encoder.loaded.model)))
-    if coder.vectors != encoder.vectors_key:
-        what = "the coder was fitted to another model, adapter, scale or method"
-        fix = "use those, or fit one: sempa-mlx sparse fit"
-        raise UsageError(Problem(what, str(path), fix=fix))
-    return coder

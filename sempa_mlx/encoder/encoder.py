@@ -119,6 +119,11 @@ class Encoder:
         """
         return Encoder(self.loaded, replace(self.settings, adapter_scale=scale), world=self._world)
 
+    def raw(self) -> "Encoder":
+        """Return this encoder without map, cut and unit length: vectors as they leave the model."""
+        settings = replace(self.settings, normalize=False, truncate_dim=None, post=None)
+        return Encoder(self.loaded, settings, world=self._world)
+
     @property
     def dim(self) -> int:
         """The length of a vector."""

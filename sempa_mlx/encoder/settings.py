@@ -59,12 +59,24 @@ def read_settings(folder: Path) -> EncoderSettings:
         return EncoderSettings()
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
+    settings = settings_from(stored, str(path))
+    post = stored.get("post")
+    return settings if post is None else replace(settings, post=_read_fit(folder, post))
+
+
+def settings_from(stored: Any, place: str) -> EncoderSettings:  # noqa: ANN401 - what JSON holds
+    """Read the settings part of what `Encoder.describe` returned, without the map.
+
+    Raises:
+        ModelError: it is something else, or of another version; `place` is named.
+    """
+    try:
         newest = stored.get("format", 1) if isinstance(stored, dict) else 1
         if newest > FORMAT:
             raise ModelError(
-                Problem(
-                    "written by a later version", str(path), f"format {newest}", "update sempa-mlx"
-                )
+                Problem("written by a later version", place, f"format {newest}", "update sempa-mlx")
             )
         kinds = _STORED | (_STORED_SINCE_2 if newest >= 2 else {})
         wrong = [name for name, kind in kinds.items() if not isinstance(stored[name], kind)]
@@ -75,13 +87,11 @@ def read_settings(folder: Path) -> EncoderSettings:
         templates = [stored["template"], *stored.get("auxiliary_templates", ())]
         found = [template["fingerprint"] for template in templates]
     except (ValueError, KeyError, TypeError) as error:
-        raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
+        raise ModelError(Problem(f"not an encoder file ({error!r})", place)) from error
     if found != expected:
-        raise ModelError(
-            Problem("made with another version of its template", str(path), fix="train again")
-        )
-    post = stored.get("post")
-    return settings if post is None else replace(settings, post=_read_fit(folder, post))
+        what = "made with another version of its template"
+        raise ModelError(Problem(what, place, fix="train or embed again"))
+    return settings
 
 
 def _read_fit(folder: Path, described: Any) -> PostFit:  # noqa: ANN401 - what JSON holds

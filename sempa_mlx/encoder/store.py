@@ -5,7 +5,7 @@ output takes its place only when it is whole. Beside it stands a JSON file that 
 """
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -14,6 +14,8 @@ from typing import IO, Any
 import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.ranking import Hits, nearest_rows
+from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import replacing, write_text
 
@@ -33,37 +35,41 @@ class Embedded:
 
 
 @dataclass(slots=True)
-class _Tally:
+class Tally:
     """What is counted while windows stream by."""
 
     num_truncated: int = 0
 
 
-def format_of(path: Path, wanted: str | None) -> str:
+def format_of(path: Path, wanted: str | None, formats: Sequence[str] = FORMATS) -> str:
     """Return the output format: the one asked for, else the one the file's ending names.
 
     Raises:
         UsageError: the ending or the name is not known.
     """
     name = wanted or path.suffix.removeprefix(".")
-    if name not in FORMATS:
+    if name not in formats:
         raise UsageError(
-            Problem(f"unknown output format `{name}`", fix=f"--format {' or '.join(FORMATS)}")
+            Problem(f"unknown output format `{name}`", fix=f"--format {' or '.join(formats)}")
         )
     return name
 
 
 def sidecar_path(out: Path) -> Path:
-    """Return where the description of a vector file stands: `x.json` beside `x.npy`."""
+    """Return where the description of a file stands: `x.json` for `x.npy`, else `x.npz.json`.
+
+    So vectors and codes of one text file can lie side by side.
+    """
     return out.with_name(out.name.removesuffix(".npy") + ".json")
 
 
-def embed_to_file(
+def embed_to_file(  # noqa: PLR0913 - one value each
     encoder: Encoder,
     texts: Iterable[str],
     out: Path,
     *,
     file_format: str,
+    adapter_path: Path | None = None,
     batch_tokens: int = 4096,
     on_progress: Callable[[int], None] | None = None,
 ) -> Embedded:
@@ -74,6 +80,7 @@ def embed_to_file(
         texts: any number of texts; read once, window by window.
         out: the file to write.
         file_format: `npy` (one float32 array, (n, dim)) or `jsonl` (a text and its vector a line).
+        adapter_path: where the adapter lies; the sidecar says so, and `search` finds it there.
         batch_tokens: upper bound of tokens in one forward pass.
         on_progress: called with the number of texts done.
 
@@ -81,24 +88,24 @@ def embed_to_file(
         DataError: a text cannot be read; nothing is written.
         ResourceError: the disk is full or not writable; nothing is written.
     """
-    tally = _Tally()
-    windows = _windows(encoder, texts, batch_tokens, on_progress, tally)
+    tally = Tally()
+    parts = windows(encoder, texts, batch_tokens, on_progress, tally)
     with replacing(out) as temporary:
         if file_format == "npy":
-            count = _write_npy(temporary, windows, encoder.dim)
+            count = _write_npy(temporary, parts, encoder.dim)
         else:
             with temporary.open("w", encoding="utf-8") as handle:
-                count = write_jsonl(handle, windows)
+                count = write_jsonl(handle, parts)
     sidecar = None
     if file_format == "npy":
         sidecar = sidecar_path(out)
-        write_text(sidecar, sidecar_text(encoder, count))
+        write_text(sidecar, sidecar_text(encoder, count, adapter_path))
     return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated)
 
 
 def embed_for_others(encoder: Encoder, texts: Iterable[str], *, batch_tokens: int = 4096) -> None:
     """Do this process's share of `embed_to_file`, which another process of its world calls."""
-    for _ in _windows(encoder, texts, batch_tokens, None, _Tally()):
+    for _ in windows(encoder, texts, batch_tokens, None, Tally()):
         pass
 
 
@@ -111,18 +118,19 @@ def embed_to_stream(
     on_progress: Callable[[int], None] | None = None,
 ) -> int:
     """Embed texts in order onto a stream as jsonl; return how many texts were cut."""
-    tally = _Tally()
-    write_jsonl(stream, _windows(encoder, texts, batch_tokens, on_progress, tally))
+    tally = Tally()
+    write_jsonl(stream, windows(encoder, texts, batch_tokens, on_progress, tally))
     return tally.num_truncated
 
 
-def _windows(
+def windows(
     encoder: Encoder,
     texts: Iterable[str],
     batch_tokens: int,
     on_progress: Callable[[int], None] | None,
-    tally: _Tally,
+    tally: Tally,
 ) -> Iterator[tuple[list[str], np.ndarray]]:
+    """Yield window after window of texts with their vectors, (texts, dim) float32."""
     source = iter(texts)
     while window := list(islice(source, WINDOW)):
         vectors, num_truncated = encoder.encode_counted(
@@ -164,13 +172,12 @@ def write_jsonl(handle: IO[str], windows: Iterable[tuple[list[str], np.ndarray]]
     return count
 
 
-def sidecar_text(encoder: Encoder, count: int) -> str:
+def sidecar_text(encoder: Encoder, count: int, adapter_path: Path | None = None) -> str:
     """Return the JSON that stands beside a vector file: what made it, how many, how long."""
-    return json.dumps({"count": count, **encoder.describe()}, indent=2, ensure_ascii=False) + "\n"
+    about = {"count": count, **origin(encoder, adapter_path)}
+    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 
-def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> list[tuple[int, float]]:
+def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> Hits:
     """Return the k rows of unit vectors (n, dim) nearest to a unit query, with their cosines."""
-    similarities = vectors @ query
-    order = np.argsort(-similarities, kind="stable")[:k]
-    return [(int(index), float(similarities[index])) for index in order]
+    return nearest_rows(vectors, query, vectors @ query, k)

@@ -8,9 +8,9 @@ from safetensors.numpy import save_file
 
 from sempa_mlx.encoder.coder_file import (
     CODER_FILE,
+    describe_coder,
     read_coder,
     read_examples,
-    read_header,
     write_coder,
 )
 from sempa_mlx.errors import ModelError
@@ -30,7 +30,7 @@ def test_coder_comes_back_exactly(tmp_path, kind):
     vectors = make_vectors()
     assert (again.encode(vectors) != coder.encode(vectors)).nnz == 0
     assert read_examples(tmp_path / "c.safetensors") == EXAMPLES
-    assert read_header(tmp_path / "c.safetensors").items() >= coder.describe().items()
+    assert describe_coder(tmp_path / "c.safetensors").items() >= coder.describe().items()
 
 
 def test_coder_of_a_folder_is_found(tmp_path):

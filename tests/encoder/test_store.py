@@ -54,10 +54,12 @@ def test_npy_can_be_mapped_into_memory(tmp_path):
 def test_the_file_beside_npy_says_what_made_it(tmp_path):
     settings = EncoderSettings(method="mean", truncate_dim=6)
     small = Encoder(encoder().loaded, settings)
-    written = embed_to_file(small, TEXTS, tmp_path / "a.npy", file_format="npy")
+    out, adapter = tmp_path / "a.npy", tmp_path / "b" / ".." / "c"
+    written = embed_to_file(small, TEXTS, out, file_format="npy", adapter_path=adapter)
     assert written.sidecar == tmp_path / "a.json"
     described = json.loads(written.sidecar.read_text())
-    assert described == {"count": 20, **small.describe()}
+    found_again = {"vectors": small.vectors_key, "adapter_path": str(tmp_path.resolve() / "c")}
+    assert described == {"count": 20, **small.describe(), **found_again}
     assert (described["dim"], described["method"]) == (6, "mean")
     assert np.load(tmp_path / "a.npy").shape == (20, 6)
 
