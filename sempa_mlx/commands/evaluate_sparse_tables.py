@@ -11,8 +11,8 @@ STATISTICS = {  # measure: title, format
     "usage_entropy": ("entropy", ".2f"),
     "effective_latents": ("eff. latents", ".0f"),
 }
-SIZES = """bytes: of a vector at most; a value of a code takes 2 and its index 2, or 4 if there are more
-than 65,536 latents; vectors are rounded to what they take before they are compared"""
+SIZES = """bytes: of a vector at most; a value of a code takes 2 and its index 2, or 4 if there are
+more than 65,536 latents; vectors are rounded to what they take before they are compared"""
 MEASURES = """unexplained: share of the variance that codes do not rebuild
 dead: latents that no text fires
 entropy: of the use of latents, in nats; its exp is their effective number"""
