@@ -109,11 +109,17 @@ def test_numbers_are_those_that_the_bytes_hold():
     assert halves == 5
 
 
-def test_a_byte_a_number_changes_little(found):
-    for way, like in (("int8 centred", "dense centred"), ("dense fp16", "dense")):
-        one, other = (found[name, None].spearman for name in (way, like))
-        assert one == pytest.approx(other, abs=1.5)
-    assert found["int8", None].num_bytes == found["int8 centred", None].num_bytes == DIM
+def test_a_byte_a_number_has_256_levels_between_the_ends_of_the_fit(found):
+    for name, mean in (("int8", 0), ("int8 centred", FIT.mean(axis=0))):
+        units, fit = (
+            rows / np.linalg.norm(rows, axis=1, keepdims=True)
+            for rows in (VECTORS - mean, FIT - mean)
+        )
+        low, high = fit.min(axis=0), fit.max(axis=0)
+        levels = np.floor((units - low) / (high - low) * 255).clip(0, 255)
+        kept = levels - 128 if name == "int8" else low + (levels + 0.5) * (high - low) / 255
+        assert found[name, None].spearman == scored(kept)
+        assert found[name, None].num_bytes == DIM
 
 
 @pytest.mark.parametrize("kind", KINDS)
