@@ -58,7 +58,10 @@ TunedOption = Annotated[
 ]
 PostOption = Annotated[
     str | None,
-    typer.Option("--post", help="abtt, abtt:N or whiten (fitted once), or a fitted .safetensors."),
+    typer.Option(
+        "--post",
+        help="abtt, abtt:N, standardize or whiten (fitted once), or a fitted .safetensors.",
+    ),
 ]
 PostFitOption = Annotated[
     Path | None,

@@ -141,7 +141,7 @@ def mapped(space, *options):
     return done(*embed(space, *options, "--force"))
 
 
-@pytest.mark.parametrize("kind", ["abtt", "abtt:2", "whiten"])
+@pytest.mark.parametrize("kind", ["abtt", "abtt:2", "standardize", "whiten"])
 def test_a_map_is_fitted_once_and_found_again(space, here, kind):
     options = ["--post", kind, "--post-fit", space / "texts.txt"]
     first = mapped(space, *options)

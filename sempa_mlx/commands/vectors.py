@@ -11,7 +11,7 @@ from sempa_mlx.errors import DataError, Problem, UsageError
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
 
-ABTT_TEXTS = 2048
+FEW_TEXTS = 2048  # for what needs no covariance of all dimensions
 WHITENING_RATIO = 8  # texts for each dimension
 RECORD_FILES = (".jsonl", ".json", ".ndjson", ".csv")
 
@@ -37,7 +37,7 @@ class VectorOptions:
         if self.layer is not None and self.tuned is not None:
             faults.append(Problem("--layer and --tuned both set the layer", fix="give one of them"))
         if self.post_fit is not None and self.post is None:
-            fix = "add --post abtt or --post whiten"
+            fix = "add --post abtt, standardize or whiten"
             faults.append(Problem("--post-fit names texts, but nothing is fitted", fix=fix))
         if faults:
             raise UsageError(faults, state="nothing was started")
@@ -85,7 +85,7 @@ class VectorOptions:
             post = read_post(Path(self.post))
             return Encoder(encoder.loaded, replace(encoder.settings, post=post))
         kind, components = parse_kind(self.post)
-        wanted = ABTT_TEXTS if kind == "abtt" else WHITENING_RATIO * encoder.hidden_size
+        wanted = WHITENING_RATIO * encoder.hidden_size if kind == "whiten" else FEW_TEXTS
         texts = list(dict.fromkeys(unlabelled_texts(self.post_fit, wanted, option="--post-fit")))
         with console.progress(f"fitting {kind}", len(texts), "texts") as advance:
             post, path = fit_after(

@@ -33,7 +33,7 @@ def write_coder(path: Path, coder: SparseCoder, examples: Examples | None = None
     """
     from safetensors.numpy import save_file
 
-    arrays = {"centre": coder.centre}
+    arrays = {"centre": coder.centre, "scale": coder.scale}
     if coder.kind != "lexical":
         arrays |= {"atoms": coder.atoms, "bias": coder.bias}
     about = {"format": FORMAT, **coder.describe(), "digest": _digest(arrays)}
@@ -133,8 +133,8 @@ def _assembled(
         int(about["num_texts"]),
         float(about["penalty"]),
         float(about["gain"]),
-        float(about["scale"]),
         arrays["centre"],
+        arrays["scale"],
         atoms,
         bias,
     )

@@ -14,6 +14,7 @@ from sempa_mlx.errors import DataError, Problem
 
 LATENTS_A_DIMENSION = 4
 GAIN_TEXTS = 2048
+NO_SPREAD = 1e-6  # of the largest: less is rounding
 
 
 def fit_coder(  # noqa: PLR0913 - a fit has this many parts
@@ -30,7 +31,7 @@ def fit_coder(  # noqa: PLR0913 - a fit has this many parts
 
     Args:
         vectors: (n, dim) float32 of distinct texts, as they leave the model.
-        settings: kind, k, number of latents and how to learn.
+        settings: of the fit.
         made_by: `Encoder.vectors_key` of what made them.
         rankings: rows of an anchor and its candidates, best first, for `topk` to rank by codes.
         output_matrix: (vocabulary, dim) float32 of the model, for `lexical` alone.
@@ -38,7 +39,7 @@ def fit_coder(  # noqa: PLR0913 - a fit has this many parts
         on_epoch: called with the epochs done.
 
     Raises:
-        DataError: a vector holds NaN or infinity, or there are too few.
+        DataError: a vector is not finite, or there are too few.
         UsageError: k is larger than the number of latents.
     """
     _check(vectors)
@@ -46,22 +47,22 @@ def fit_coder(  # noqa: PLR0913 - a fit has this many parts
     hidden = settings.hidden or LATENTS_A_DIMENSION * vectors.shape[1]
     check_k(settings.k, hidden if output_matrix is None else len(output_matrix))
     centre = vectors.mean(axis=0, dtype=np.float64).astype(np.float32)
-    scale = 1.0 if kind == "lexical" else _spread(vectors - centre)
-    seen = ((vectors - centre) / np.float32(scale)).astype(np.float32)
+    scale = np.ones_like(centre) if kind == "lexical" else _spread(vectors - centre)
+    seen = (vectors - centre) / scale
     bias, penalty = None, 0.0
     match kind:
         case "topk":
             found = fit_topk(seen, rankings, settings, hidden, seed, on_epoch)
             atoms, bias = found.atoms, found.bias
-            centre = (centre + scale * found.shift).astype(np.float32)
+            centre += scale * found.shift
         case "fista":
             learned = fit_dictionary(seen, settings, hidden, seed, on_epoch)
             atoms, penalty = learned.atoms, learned.penalty
         case "lexical":
             assert output_matrix is not None, "a lexical coder is made of it"
             atoms = output_matrix
-        case other:
-            assert_never(other)
+        case _:
+            assert_never(kind)
     coder = SparseCoder(
         kind=kind,
         k=settings.k,
@@ -69,10 +70,10 @@ def fit_coder(  # noqa: PLR0913 - a fit has this many parts
         num_texts=len(vectors),
         penalty=penalty,
         gain=1.0,
-        scale=scale,
         centre=centre,
+        scale=scale,
         atoms=np.ascontiguousarray(atoms),
-        bias=np.zeros(len(atoms), dtype=np.float32) if bias is None else bias,
+        bias=np.zeros(len(atoms), np.float32) if bias is None else bias,
     )
     return coder if kind == "topk" else replace(coder, gain=_gain(coder, vectors))
 
@@ -86,9 +87,16 @@ def _check(vectors: np.ndarray) -> None:
         raise DataError(Problem(what), state="nothing was fitted")
 
 
-def _spread(centred: np.ndarray) -> float:
-    """Return the root mean square of all numbers, or 1 if they are all the same."""
-    return float(np.sqrt((centred.astype(np.float64) ** 2).mean())) or 1.0
+def _spread(centred: np.ndarray) -> np.ndarray:
+    """Return the standard deviation of every dimension, (dim,) float32; 1 where nothing varies.
+
+    A few dimensions of a language model's states vary far more than the rest; unscaled, they would
+    take most of the latents. Token directions are for states as they are: `lexical` has no scale.
+    """
+    found: np.ndarray = np.sqrt((centred.astype(np.float64) ** 2).mean(axis=0))
+    found[found <= NO_SPREAD * found.max(initial=0.0)] = 1.0
+    spread: np.ndarray = found.astype(np.float32)
+    return spread
 
 
 def _gain(coder: SparseCoder, vectors: np.ndarray) -> float:

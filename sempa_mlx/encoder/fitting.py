@@ -20,12 +20,12 @@ def fit_after(
     folder: Path,
     on_progress: Callable[[int], None] | None = None,
 ) -> tuple[PostFit, Path]:
-    """Fit ABTT or whitening to an encoder's vectors of some texts, or find an earlier fit.
+    """Fit a map to an encoder's vectors of some texts, or find an earlier fit.
 
     Args:
         encoder: makes the vectors; a map that it has already is left out.
         texts: unlabelled, and none of a test; each distinct one counts once.
-        kind: `abtt` or `whiten`.
+        kind: `abtt`, `standardize` or `whiten`.
         components: directions that `abtt` takes away.
         folder: where fits are kept, one file each.
         on_progress: called with the number of texts done by each batch.

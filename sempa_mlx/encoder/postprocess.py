@@ -1,7 +1,7 @@
-"""Affine maps of finished vectors, fitted on unlabelled text: ABTT and whitening.
+"""Affine maps of vectors, fitted on unlabelled text: ABTT, standardisation, whitening.
 
 States of language models lie in a narrow cone: a common mean and a few directions outweigh what
-tells texts apart. Both maps are fitted once on texts that have nothing to do with a test, and kept
+tells texts apart. These maps are fitted once on texts that have nothing to do with a test, and kept
 in a file, since vectors can only be compared if one fit made them.
 """
 
@@ -17,7 +17,7 @@ import numpy as np
 from sempa_mlx.errors import DataError, ModelError, Problem, UsageError
 from sempa_mlx.files import replacing
 
-KINDS = ("abtt", "whiten")
+KINDS = ("abtt", "standardize", "whiten")
 FORMAT = "1"
 NO_VARIANCE = 1e-10  # of the largest variance: less is rounding
 
@@ -34,9 +34,11 @@ class PostFit:
     """A fitted map of vectors.
 
     `abtt` (all but the top, arXiv 1702.01417) subtracts the mean and takes the leading
-    `components` principal directions away. `whiten` (arXiv 2103.15316) subtracts the mean and
-    gives each principal direction variance 1, the strongest first, so that the first n numbers of
-    a vector are its best n. `vectors` names what was fitted: a map fits no other vectors.
+    `components` principal directions away. `standardize` (arXiv 2109.04404) gives each dimension
+    mean 0 and variance 1, so that the few that vary most do not decide alone. `whiten` (arXiv
+    2103.15316) subtracts the mean and gives each principal direction variance 1, the strongest
+    first, so that the first n numbers of a vector are its best n. `vectors` names what was fitted:
+    a map fits no other vectors.
     """
 
     kind: str
@@ -50,6 +52,9 @@ class PostFit:
     def apply(self, vectors: np.ndarray) -> np.ndarray:
         """Map (n, dim) float32 vectors, as they leave the model, to vectors of the same shape."""
         centred = vectors - self.mean
+        if self.kind == "standardize":
+            standard: np.ndarray = centred * self.basis[0]
+            return standard
         shares: np.ndarray = centred @ self.basis.T
         return shares if self.kind == "whiten" else centred - shares @ self.basis
 
@@ -64,14 +69,14 @@ class PostFit:
 
 
 def parse_kind(text: str) -> tuple[str, int]:
-    """Read `abtt`, `abtt:3` or `whiten` as kind and number of directions to take away.
+    """Read a map such as `abtt:3` or `whiten` as kind and number of directions to take away.
 
     Raises:
         UsageError: it is none of these.
     """
-    found = re.fullmatch(r"(abtt)(?::([1-9]\d*))?|(whiten)", text)
+    found = re.fullmatch(r"(abtt)(?::([1-9]\d*))?|(standardize|whiten)", text)
     if found is None:
-        fix = "abtt, abtt:N to take N directions away, whiten, or a file that was fitted before"
+        fix = "abtt, abtt:N to take N directions away, standardize, whiten, or a file fitted before"
         raise UsageError(Problem(f"no post-processing `{text}`", fix=fix))
     return found[1] or found[3], int(found[2] or 1) if found[1] else 0
 
@@ -82,7 +87,7 @@ def fit_post(raw: np.ndarray, kind: str, components: int, vectors: str) -> PostF
     Args:
         raw: (n, dim) float32 as they leave the model, of distinct texts; for whitening n should be
             several times dim.
-        kind: `abtt` or `whiten`.
+        kind: `abtt`, `standardize` or `whiten`.
         components: directions that `abtt` takes away.
         vectors: what made the vectors (`Encoder.vectors_key`).
 
@@ -90,7 +95,7 @@ def fit_post(raw: np.ndarray, kind: str, components: int, vectors: str) -> PostF
         DataError: there are too few texts.
     """
     count, dim = raw.shape
-    least = dim if kind == "whiten" else components
+    least = {"whiten": dim, "standardize": 1}.get(kind, components)
     if count <= least:
         what = f"{count} distinct texts are too few to fit {kind} to {dim} dimensions"
         raise DataError(Problem(what, fix=f"give more than {least}"), state="nothing was fitted")
@@ -98,19 +103,32 @@ def fit_post(raw: np.ndarray, kind: str, components: int, vectors: str) -> PostF
         raise UsageError(f"abtt cannot take {components} of {dim} directions away")
     mean = raw.mean(axis=0, dtype=np.float64)
     centred = raw.astype(np.float64) - mean
-    variances, directions = np.linalg.eigh(centred.T @ centred / count)
-    variances, directions = variances[::-1], directions[:, ::-1].T
-    # Eigenvectors have no sign of their own: the largest entry is made positive.
-    largest = np.abs(directions).argmax(axis=1)
-    directions = directions * np.sign(directions[np.arange(dim), largest])[:, None]
-    if kind == "whiten":
-        floor = NO_VARIANCE * variances[0]
-        basis = directions / np.sqrt(np.maximum(variances, floor))[:, None]
+    if kind == "standardize":
+        variances = (centred**2).mean(axis=0)
+        basis = _inverse_roots(variances, variances.max())[None]
     else:
+        variances, directions = _principal(centred)
         basis = directions[:components]
+        if kind == "whiten":
+            basis = directions * _inverse_roots(variances, variances[0])[:, None]
     # In the layout that a file gives back, so that products round alike.
     arrays = mean.astype(np.float32), np.ascontiguousarray(basis, dtype=np.float32)
     return PostFit(kind, components, vectors, count, _digest(*arrays), *arrays)
+
+
+def _principal(centred: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return variances and directions (a row each) of principal components, strongest first."""
+    variances, columns = np.linalg.eigh(centred.T @ centred / len(centred))
+    variances, directions = variances[::-1], columns[:, ::-1].T
+    # Eigenvectors have no sign of their own: the largest entry is made positive.
+    largest = np.abs(directions).argmax(axis=1)
+    return variances, directions * np.sign(directions[np.arange(len(largest)), largest])[:, None]
+
+
+def _inverse_roots(variances: np.ndarray, largest: float) -> np.ndarray:
+    """Return 1 / standard deviation; what does not vary is not blown up."""
+    roots: np.ndarray = 1 / np.sqrt(np.maximum(variances, NO_VARIANCE * largest))
+    return roots
 
 
 def _digest(mean: np.ndarray, basis: np.ndarray) -> str:

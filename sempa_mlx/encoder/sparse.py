@@ -42,8 +42,8 @@ class SparseCoder:
         num_texts: distinct texts it was fitted to.
         penalty: weight of the L1 norm, for `fista`.
         gain: of the way back: undoes the shrinking of `fista`, finds the scale of `lexical`.
-        scale: what centred embeddings are divided by.
         centre: (dim,) float32, taken off an embedding first.
+        scale: (dim,) float32, what its numbers are divided by then.
         atoms: (hidden, dim) float32, a latent a row.
         bias: (hidden,) float32, of the latents of `topk`.
     """
@@ -54,8 +54,8 @@ class SparseCoder:
     num_texts: int
     penalty: float
     gain: float
-    scale: float
     centre: np.ndarray = field(compare=False, repr=False)
+    scale: np.ndarray = field(compare=False, repr=False)
     atoms: np.ndarray = field(compare=False, repr=False)
     bias: np.ndarray = field(compare=False, repr=False)
 
@@ -98,12 +98,12 @@ class SparseCoder:
         if self.kind == "lexical":
             values.data = np.expm1(values.data)
         values.data = np.float32(self.gain) * values.data
-        rebuilt = values @ self.atoms * np.float32(self.scale) + self.centre
+        rebuilt = values @ self.atoms * self.scale + self.centre
         return np.asarray(rebuilt, dtype=np.float32)
 
     def centred(self, vectors: np.ndarray) -> np.ndarray:
         """Return x, (n, dim) float32: embeddings as the atoms see them."""
-        moved: np.ndarray = (vectors.astype(np.float32) - self.centre) / np.float32(self.scale)
+        moved: np.ndarray = (vectors.astype(np.float32) - self.centre) / self.scale
         return moved
 
     def describe(self) -> dict[str, Any]:
@@ -117,7 +117,6 @@ class SparseCoder:
             "num_texts": self.num_texts,
             "penalty": self.penalty,
             "gain": self.gain,
-            "scale": self.scale,
         }
 
     def _latents(self, vectors: np.ndarray) -> Iterator[np.ndarray]:

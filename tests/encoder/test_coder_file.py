@@ -25,7 +25,7 @@ def test_coder_comes_back_exactly(tmp_path, kind):
     write_coder(tmp_path / "c.safetensors", coder, EXAMPLES)
     again = read_coder(tmp_path / "c.safetensors", lambda: coder.atoms)
     assert again == coder
-    for name in ("centre", "atoms", "bias"):
+    for name in ("centre", "scale", "atoms", "bias"):
         np.testing.assert_array_equal(getattr(again, name), getattr(coder, name))
     vectors = make_vectors()
     assert (again.encode(vectors) != coder.encode(vectors)).nnz == 0

@@ -65,6 +65,16 @@ def test_whitening_gives_every_direction_variance_1(seed, dim):
     np.testing.assert_allclose(found.mean(axis=0), 0, atol=1e-2)
 
 
+@given(st.integers(0, 10_000), st.integers(2, 12))
+def test_standardisation_gives_every_dimension_mean_0_and_variance_1(seed, dim):
+    raw = vectors(dim=dim, seed=seed)
+    mapped = fit_post(raw, "standardize", 0, "key").apply(raw)
+    np.testing.assert_allclose(mapped.mean(axis=0), 0, atol=1e-4)
+    np.testing.assert_allclose(mapped.std(axis=0), 1, rtol=1e-3)
+    exact = raw.astype(np.float64)
+    np.testing.assert_allclose(mapped, (exact - exact.mean(axis=0)) / exact.std(axis=0), atol=1e-3)
+
+
 def test_signs_are_settled():
     fit = fit_post(vectors(), "whiten", 0, "key")
     largest = np.abs(fit.basis).argmax(axis=1)
@@ -79,7 +89,9 @@ def test_a_direction_without_variance_does_not_blow_up():
     assert np.abs(found).max() < 100
 
 
-@pytest.mark.parametrize(("kind", "components", "count"), [("whiten", 0, 8), ("abtt", 2, 2)])
+@pytest.mark.parametrize(
+    ("kind", "components", "count"), [("whiten", 0, 8), ("abtt", 2, 2), ("standardize", 0, 1)]
+)
 def test_too_few_texts_are_refused(kind, components, count):
     fit_post(vectors(count + 1), kind, components, "key")
     with pytest.raises(DataError, match="too few"):
@@ -118,13 +130,17 @@ def fitted(encoder, tmp_path, kind="abtt", components=1, texts=TEXTS):
 
 
 @pytest.mark.parametrize("method", ["prompteol", "cp", "mean"])
-@pytest.mark.parametrize(("kind", "components"), [("abtt", 1), ("abtt", 3), ("whiten", 0)])
+@pytest.mark.parametrize(
+    ("kind", "components"), [("abtt", 1), ("abtt", 3), ("standardize", 0), ("whiten", 0)]
+)
 def test_encoded_vectors_are_mapped_and_then_made_unit_length(tmp_path, method, kind, components):
     plain = encoder_of(method=method, normalize=False, layer=-1)
     encoder = fitted(encoder_of(method=method, layer=-1), tmp_path, kind, components)
     centred, sizes, directions = by_svd(plain.encode(TEXTS))
     if kind == "abtt":
         expected = centred - centred @ directions[:components].T @ directions[:components]
+    elif kind == "standardize":
+        expected = centred / centred.std(axis=0)
     else:
         expected = centred @ directions.T / sizes
     expected /= np.linalg.norm(expected, axis=1, keepdims=True)
