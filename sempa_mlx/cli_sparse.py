@@ -127,7 +127,7 @@ def eval_sparse(
     protocol: ProtocolOption = None,
     fit: Annotated[
         Path | None,
-        typer.Option("--fit", help="Texts to fit centre, PCA and int8 to. [anchors of NLI]"),
+        typer.Option("--fit", help="Unlabelled texts to fit mean, PCA, int8 to. [anchors of NLI]"),
     ] = None,
     pairs: Annotated[
         str | None,

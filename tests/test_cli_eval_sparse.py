@@ -42,6 +42,7 @@ def test_a_document_holds_every_way_its_codes_and_what_they_find(folder, tmp_pat
     assert {name for name, _ in rows} == {
         *("dense", "dense fp16", "dense centred", "int8", "int8 centred", "binary centred"),
         *("truncated", "PCA", "top k", "top k centred", "topk topk", "lexical lexical"),
+        *("dense standardized", "top k standardized"),
     }
     assert rows["PCA", 4]["bytes"] == rows["topk topk", 2]["bytes"] == 8
     assert rows["topk topk", 4]["codes"]["mean_values"] <= 4
@@ -50,8 +51,9 @@ def test_a_document_holds_every_way_its_codes_and_what_they_find(folder, tmp_pat
     assert document["pairs"] == {"dev.tsv": 12}
     assert document["coders"]["topk topk"]["hidden"] == 40
     found = {(row["system"], row["setting"]): row for row in document["retrieval"]}
-    assert list(found)[:2] == [("dense", None), ("dense centred", None)]
-    assert len(found) == 2 + 2 * 2
+    dense = ["dense", "dense centred", "dense standardized"]
+    assert list(found)[:3] == [(name, None) for name in dense]
+    assert len(found) == 3 + 2 * 2
     for row in found.values():
         assert (row["num_queries"], row["num_candidates"]) == (12, 24)
         assert 0 <= row["recall"] <= 1
@@ -73,6 +75,28 @@ def test_scores_are_those_of_the_encoder_and_the_coder(folder):
     errors = vectors - coder.decode(coder.encode(vectors, 4))
     expected = (errors**2).sum() / ((vectors - vectors.mean(axis=0)) ** 2).sum()
     assert rows["topk topk", 4]["codes"]["unexplained"] == pytest.approx(expected, rel=1e-3)
+
+
+def test_dense_searches_are_of_the_vectors_they_name(folder, monkeypatch):
+    seen = []
+
+    def remember(queries, candidates):
+        seen.append((queries, candidates))
+        return lambda query: np.array([query])
+
+    monkeypatch.setattr("sempa_mlx.evaluation.retrieval.dense_search", remember)
+    done(*compared(folder, "--k", 2, "--pairs", folder / "pairs.jsonl"))
+    encoder = Encoder.load(folder / "base")
+    rows = [json.loads(line) for line in (folder / "pairs.jsonl").read_text().splitlines()]
+    anchors = [row["anchor"] for row in rows]
+    others = [row[name] for row in rows for name in ("entailment", "contradiction")]
+    raw, fit = (encoder.read(texts, (encoder.depth,))[0][0, 0] for texts in (others, anchors))
+    mean, spread = fit.mean(axis=0), fit.std(axis=0)
+    for (queries, candidates), (off, by) in zip(
+        seen, [(0, 1), (mean, 1), (mean, spread)], strict=True
+    ):
+        np.testing.assert_allclose(queries, (fit - off) / by, rtol=1e-2, atol=1e-4)
+        np.testing.assert_allclose(candidates, (raw - off) / by, rtol=1e-2, atol=1e-4)
 
 
 def test_tables_are_for_people(folder):

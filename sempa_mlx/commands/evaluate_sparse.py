@@ -40,7 +40,7 @@ class SparseRequest:
 
 @dataclass(frozen=True, slots=True)
 class _Embedded:
-    """Raw vectors of texts by row, and of the texts that centre, PCA and int8 are fitted to."""
+    """Raw vectors of texts by row, and of the texts that other ways are fitted to."""
 
     rows: dict[str, int]
     vectors: np.ndarray
@@ -188,6 +188,7 @@ def _searches(
     ks: Sequence[int],
 ) -> Iterator[tuple[str, int | None, int, "Search"]]:
     """Yield name, k, bytes and search of dense vectors, and of codes as they are kept."""
+    from sempa_mlx.encoder.postprocess import fit_post
     from sempa_mlx.encoder.sparse import shortened
     from sempa_mlx.evaluation.compression import bytes_a_value
     from sempa_mlx.evaluation.quantised import halved_codes
@@ -201,6 +202,8 @@ def _searches(
     mean = embedded.fit.mean(axis=0, dtype=np.float64).astype(np.float32)
     yield "dense", None, size, dense_search(queries, candidates)
     yield "dense centred", None, size, dense_search(queries - mean, candidates - mean)
+    standard = fit_post(embedded.fit, "standardize", 0, vectors="").apply
+    yield "dense standardized", None, size, dense_search(standard(queries), standard(candidates))
     for name, coder in coders.items():
         possible = [k for k in sorted(set(ks)) if k <= coder.hidden]
         if not possible:

@@ -38,7 +38,7 @@ def _scores(console: Console, document: dict[str, Any]) -> None:
         for row in document["results"]
     ]
     pairs = ", ".join(f"{name} {count}" for name, count in document["pairs"].items())
-    fitted = f"centre, PCA and int8 are fitted to {document['fit_texts']:,} other texts"
+    fitted = f"mean, deviations, PCA and int8 are fitted to {document['fit_texts']:,} other texts"
     console.table("Spearman x 100", columns, rows, f"pairs: {pairs}\n{fitted}\n{SIZES}")
 
 

@@ -40,6 +40,6 @@ def run_export_coder(console: Console, coder: Path | None, out: Path) -> None:
     path = "sentence_transformers.sparse_encoder.modules.SparseAutoEncoder"
     console.say(
         f"\nuse it:  {path}.load({str(out)!r})\n"
-        "on embeddings as they leave the model, not of unit length: codes are the coder's; what the "
-        "module rebuilds from them is not, as it has no scale"
+        "on embeddings as they leave the model, not of unit length: codes are the coder's; what "
+        "the module rebuilds from them is not, as it has no scale"
     )

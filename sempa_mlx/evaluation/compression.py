@@ -1,8 +1,8 @@
 """Ways to make embeddings small, side by side at the bytes that a vector takes.
 
 Each way is scored by Spearman between people's scores and the cosines of what is left of the
-vectors. Sparse coders see centred vectors, and centring alone moves scores of language models far;
-so dense vectors are there as they leave the model and centred too.
+vectors. Sparse coders see centred vectors, topk and fista standardized ones; either alone moves
+scores of language models far, so dense vectors are there in all three forms.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from sempa_mlx.encoder.postprocess import fit_post
 from sempa_mlx.encoder.sparse import SparseCoder, code_cosines, shortened
 from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.evaluation.code_statistics import CodeStatistics, code_statistics
@@ -86,14 +87,16 @@ def compare_compressions(
     half precision and `PCA` the 2k of largest variance; `top k` the k numbers of largest magnitude;
     so all of these take the 4k bytes that a code of k values takes, with 2 bytes for an index and 2
     for a value (6k where the latents need indices of 4 bytes). `int8` takes a byte a number and
-    `binary` a bit. Settings that a way does not have are left out.
+    `binary` a bit. `centred` ways take the mean off first, `standardized` ones also divide each
+    dimension by its standard deviation (`--post standardize`). Settings that a way does not have
+    are left out.
 
     Args:
         vectors: (n, dim) float32 as they leave the model.
         sets: pairs of rows with scores.
         ks: values a code, each >= 1.
-        fit: (m, dim) float32 of other texts, m >= 2, whose mean is the centre and which PCA and
-            the ranges of int8 are fitted to; without them the ways that need them are left out.
+        fit: (m, dim) float32 of other texts, m >= 2, that mean, deviations, PCA and the
+            ranges of int8 are fitted to; without them the ways that need them are left out.
         coders: sparse coders by name.
 
     Raises:
@@ -146,15 +149,19 @@ def _fitted(vectors: np.ndarray, ks: Sequence[int], fit: np.ndarray) -> Iterator
     dim = vectors.shape[1]
     mean = fit.mean(axis=0, dtype=np.float64).astype(np.float32)
     centred, centred_fit = vectors - mean, fit - mean
+    standardized = fit_post(fit, "standardize", 0, vectors="").apply(vectors)
     yield _Small("dense centred", None, 4 * dim, centred)
+    yield _Small("dense standardized", None, 4 * dim, standardized)
     yield _Small("int8", None, dim, int8_levels(vectors, fit))
     yield _Small("int8 centred", None, dim, int8_values(centred, centred_fit))
     yield _Small("binary centred", None, -(-dim // 8), signs(centred))
-    projected = centred @ principal_directions(centred_fit).T
-    for k in ks:
-        if 2 * k < min(dim, len(fit)):
-            yield _Small("PCA", 2 * k, 4 * k, halved(projected[:, : 2 * k]))
+    sizes = [2 * k for k in ks if 2 * k < min(dim, len(fit))]
+    if sizes:
+        projected = centred @ fit_post(fit, "abtt", sizes[-1], vectors="").basis.T
+    for size in sizes:
+        yield _Small("PCA", size, 2 * size, halved(projected[:, :size]))
     yield from _largest("top k centred", centred, ks)
+    yield from _largest("top k standardized", standardized, ks)
 
 
 def _largest(name: str, vectors: np.ndarray, ks: Sequence[int]) -> Iterator[_Small]:
@@ -179,11 +186,3 @@ def _coded(
 def bytes_a_value(hidden: int) -> int:
     """Return what a value of a code takes: half precision, and an index of 2 or 4 bytes."""
     return 4 if hidden <= SHORT_INDICES else 6
-
-
-def principal_directions(centred: np.ndarray) -> np.ndarray:
-    """Return the principal directions of (n, dim) vectors, (dim, dim) float32, strongest first."""
-    doubled = centred.astype(np.float64)
-    _, directions = np.linalg.eigh(doubled.T @ doubled)
-    found: np.ndarray = directions[:, ::-1].T.astype(np.float32)
-    return found

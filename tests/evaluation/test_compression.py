@@ -13,9 +13,8 @@ from sempa_mlx.evaluation.compression import (
     _all,
     bytes_a_value,
     compare_compressions,
-    principal_directions,
 )
-from tests.encoder.test_sparse import KINDS, make_coder, make_vectors
+from tests.encoder.test_sparse import KINDS, make_coder
 
 DIM = 12
 DRAW = np.random.default_rng(0)
@@ -66,11 +65,14 @@ def strongest(rows, k):
 
 def test_every_way_keeps_what_it_says(found):
     centred = VECTORS - FIT.mean(axis=0)
+    standard = centred / FIT.std(axis=0)
     basis = np.linalg.svd(FIT - FIT.mean(axis=0))[2]
     expected = {
         ("dense", None): (VECTORS, 48),
         ("dense fp16", None): (half(VECTORS), 24),
         ("dense centred", None): (centred, 48),
+        ("dense standardized", None): (standard, 48),
+        ("top k standardized", 1): (half(strongest(standard, 1)), 4),
         ("binary centred", None): (np.where(centred > 0, 1, -1), 2),
         ("truncated", 2): (half(VECTORS[:, :2]), 4),
         ("truncated", 8): (half(VECTORS[:, :8]), 16),
@@ -139,7 +141,8 @@ def test_codes_are_scored_at_every_k_there_is(found, kind):
 def test_settings_that_a_way_does_not_have_are_left_out(found):
     settings = {name: [k for each, k in found if each == name] for name, _ in found}
     assert settings["truncated"] == settings["PCA"] == [2, 4, 8]
-    assert settings["top k"] == settings["top k centred"] == [1, 2, 4]
+    for name in ("top k", "top k centred", "top k standardized"):
+        assert settings[name] == [1, 2, 4]
 
 
 def test_pca_has_no_more_dimensions_than_its_texts_span():
@@ -190,11 +193,3 @@ def test_a_coder_of_unit_atoms_is_the_vector_itself():
     )
     assert score.statistics.unexplained == pytest.approx(0, abs=1e-9)
     assert score.statistics.mean_values == DIM
-
-
-def test_principal_directions_are_ordered_and_orthonormal():
-    vectors = make_vectors(50, DIM) * np.arange(DIM, 0, -1, dtype=np.float32)
-    directions = principal_directions(vectors)
-    np.testing.assert_allclose(directions @ directions.T, np.eye(DIM), atol=1e-5)
-    variances = ((vectors @ directions.T) ** 2).sum(axis=0)
-    assert (np.diff(variances) <= 0).all()
