@@ -22,7 +22,7 @@ for method in prompteol mean tp cp prompteol-icl pretcot ke last weighted-mean e
   sts "$method" --tasks STSB,SICKR --method "$method"
 done
 gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
-for map in abtt whiten; do
+for map in abtt whiten standardize; do
   sts "prompteol-$map" --tasks STSB,SICKR --method prompteol \
     --post "$map" --post-fit "$out/anchors.jsonl"
 done

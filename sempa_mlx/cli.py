@@ -37,7 +37,6 @@ Exit codes: 0 done, 1 run failed, 2 usage or settings, 3 bad data, 4 memory or d
 """
 GLOBAL_FLAGS = ("--json", "--quiet", "--debug")
 
-
 app = typer.Typer(
     cls=Commands,
     rich_markup_mode="markdown",  # the other mode swallows [words in brackets]
@@ -228,14 +227,23 @@ def report(
 
 @app.command()
 def export(
-    to: Annotated[Literal["mlx"], typer.Option("--to", help="Target form.")],
+    to: Annotated[
+        Literal["mlx", "sparse-autoencoder"],
+        typer.Option("--to", help="An adapter for mlx-lm; a coder for sentence-transformers."),
+    ],
     out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
     adapter_path: Annotated[Path, typer.Option("--adapter-path")] = Path("adapters"),
+    coder: Annotated[
+        Path | None, typer.Option("--coder", help="Coder file, or run folder that holds one.")
+    ] = None,
 ) -> None:
-    """Write an adapter, and its base if that is a GGUF file, for use with mlx-lm."""
-    from sempa_mlx.commands.export import run_export
+    """Write an adapter, and its base if that is a GGUF file, for mlx-lm; or a sparse coder."""
+    from sempa_mlx.commands.export import run_export, run_export_coder
 
-    run_export(console, adapter_path, out)
+    if to == "mlx":
+        run_export(console, adapter_path, coder, out)
+    else:
+        run_export_coder(console, coder, out)
 
 
 @app.command()

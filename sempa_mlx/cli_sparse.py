@@ -1,11 +1,20 @@
-"""The commands `sparse fit` and `sparse explain`."""
+"""The commands `sparse fit`, `sparse explain` and `eval sparse`."""
 
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sempa_mlx.cli_options import ForceOption, ModelOption, console
+from sempa_mlx.cli_groups import eval_app
+from sempa_mlx.cli_options import (
+    ForceOption,
+    ModelOption,
+    OutOption,
+    ProtocolOption,
+    StsOption,
+    TasksOption,
+    console,
+)
 
 sparse_app = typer.Typer(
     no_args_is_help=True, help="Sparse codes of embeddings (SPOD): fit a coder, look inside."
@@ -98,3 +107,44 @@ def sparse_explain(
 
     system = System(model, adapter_path, adapter_scale, method)
     run_sparse_explain(console, system, coder, texts, top=top)
+
+
+@eval_app.command(
+    "sparse",
+    epilog="Example:  sempa-mlx eval sparse --coder coder.safetensors --pairs nli-dev.jsonl",
+)
+def eval_sparse(
+    coder: Annotated[
+        list[Path],
+        typer.Option("--coder", help="Coder file, or run folder that holds one; may be repeated."),
+    ],
+    k: Annotated[
+        list[int] | None,
+        typer.Option("--k", min=1, help="Values of a code; may be repeated. [1, 2, 4 to 128]"),
+    ] = None,
+    data: StsOption = "hub",
+    tasks: TasksOption = None,
+    protocol: ProtocolOption = None,
+    fit: Annotated[
+        Path | None,
+        typer.Option("--fit", help="Unlabelled texts to fit mean, PCA, int8 to. [anchors of NLI]"),
+    ] = None,
+    pairs: Annotated[
+        str | None,
+        typer.Option("--pairs", help="Preference file, `nli` or `demo`: find best candidates."),
+    ] = None,
+    model: ModelOption = None,
+    adapter_path: RunOption = None,
+    adapter_scale: ScaleOption = None,
+    method: MethodOption = None,
+    out: OutOption = None,
+) -> None:
+    """Compare sparse codes with PCA, cutting, int8 and signs at equal bytes (Spearman x 100)."""
+    from sempa_mlx.commands.evaluate_sparse import SparseRequest, run_eval_sparse
+    from sempa_mlx.commands.sparse import System
+    from sempa_mlx.evaluation.compression import KS
+
+    names = tuple(tasks.split(",")) if tasks else None
+    request = SparseRequest(coder, k or KS, data, names, protocol, fit, pairs)
+    system = System(model, adapter_path, adapter_scale, method)
+    run_eval_sparse(console, system, request, out=out)

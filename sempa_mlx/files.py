@@ -77,3 +77,13 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         )
     if path.exists() and not force:
         raise UsageError(f"{path} exists; add --force to replace it", state="nothing written")
+
+
+def refuse_filled(folder: Path) -> None:
+    """Refuse to write into a folder that holds something.
+
+    Raises:
+        UsageError: the path is a file, or a folder that is not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UsageError(f"{folder} exists; choose a new folder", state="nothing was written")

@@ -90,7 +90,7 @@ class VectorOptions:
             return Encoder(encoder.loaded, replace(encoder.settings, post=post))
         kind, components = parse_kind(self.post)
         wanted = WHITENING_RATIO * encoder.hidden_size if kind == "whiten" else FEW_TEXTS
-        texts = list(dict.fromkeys(self._texts(wanted)))
+        texts = list(dict.fromkeys(unlabelled_texts(self.post_fit, wanted, option="--post-fit")))
         with console.progress(f"fitting {kind}", len(texts), "texts") as advance:
             post, path = fit_after(
                 encoder, texts, kind, components, folder=default_folder(), on_progress=advance
@@ -98,25 +98,35 @@ class VectorOptions:
         console.say(f"{name}: {kind} fitted to {post.num_texts} texts, kept in {path}")
         return Encoder(encoder.loaded, replace(encoder.settings, post=post))
 
-    def _texts(self, wanted: int) -> Iterator[str]:
-        """Yield unlabelled texts: those of the user's file, else the first anchors of NLI."""
-        from sempa_mlx.data.preferences import read_preferences
-        from sempa_mlx.data.readers import has_suffix, read_lines
-        from sempa_mlx.data.sources import training_source
 
-        if self.post_fit is None:
-            try:
-                path = training_source("nli").path
-            except DataError as error:
-                fix = "name a file of texts, one a line: --post-fit FILE"
-                problems = [replace(problem, fix=fix) for problem in error.problems]
-                raise DataError(problems, state="nothing was fitted") from error
-            records = read_preferences(path, limit=wanted, skip_faulty=True).records
-            yield from (record.anchor for record in records)
-        elif has_suffix(self.post_fit, RECORD_FILES):
-            yield from (record.anchor for record in read_preferences(self.post_fit).records)
-        else:
-            yield from (line.text for line in read_lines(self.post_fit))
+def unlabelled_texts(path: Path | None, wanted: int, *, option: str) -> Iterator[str]:
+    """Yield the texts to fit something to: those of the user's file, else the first anchors of NLI.
+
+    Args:
+        path: a text of one sentence a line, or preference rows, of which the anchors count.
+        wanted: anchors of NLI to read.
+        option: of the command line, that names the file.
+
+    Raises:
+        DataError: there is no such file, it has faults, or NLI is not at hand.
+    """
+    from sempa_mlx.data.preferences import read_preferences
+    from sempa_mlx.data.readers import has_suffix, read_lines
+    from sempa_mlx.data.sources import training_source
+
+    if path is None:
+        try:
+            source = training_source("nli").path
+        except DataError as error:
+            fix = f"name a file of texts, one a line: {option} FILE"
+            problems = [replace(problem, fix=fix) for problem in error.problems]
+            raise DataError(problems, state="nothing was fitted") from error
+        records = read_preferences(source, limit=wanted, skip_faulty=True).records
+        yield from (record.anchor for record in records)
+    elif has_suffix(path, RECORD_FILES):
+        yield from (record.anchor for record in read_preferences(path).records)
+    else:
+        yield from (line.text for line in read_lines(path))
 
 
 def reads_final_states(encoder: "Encoder") -> bool:

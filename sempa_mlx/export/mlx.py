@@ -11,8 +11,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from sempa_mlx.encoder.settings import SETTINGS_FILE
-from sempa_mlx.errors import UsageError
-from sempa_mlx.files import write_folder_files
+from sempa_mlx.files import refuse_filled, write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
@@ -41,8 +40,7 @@ def export_mlx(adapter: Path, out: Path) -> MlxExport:
         UsageError: `out` exists and is not an empty folder.
     """
     config = read_adapter_config(adapter)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UsageError(f"{out} exists; choose a new folder", state="nothing was written")
+    refuse_filled(out)
     location = locate(str(config["model"]), config.get("sempa", {}).get("base_revision"))
     model = str(location.path)
     if location.path.suffix == ".gguf":

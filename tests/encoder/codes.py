@@ -21,5 +21,6 @@ def drawn_coder(vectors, kind="topk", *, dim=32, hidden=48, k=6, seed=0, atoms=N
         atoms = draw.normal(size=(hidden, dim)).astype(np.float32)
     bias = np.zeros(len(atoms), dtype=np.float32)
     centre = draw.normal(size=dim).astype(np.float32)
+    scale = draw.uniform(0.5, 2.0, size=dim).astype(np.float32)
     penalty, gain = (0.5 if kind == "fista" else 0.0), 1.0
-    return SparseCoder(kind, k, vectors, 9, penalty, gain, 1.5, centre, atoms, bias)
+    return SparseCoder(kind, k, vectors, 9, penalty, gain, scale, centre, atoms, bias)
