@@ -99,7 +99,7 @@ class ObjectiveConfig(_Section):
     """The loss: a weighted sum of terms, written `sigmoid + 0.5 embedding`.
 
     `beta` weighs the log-ratio to the reference (SemPA, eq. of DPO); the other settings belong to
-    single terms, see `docs/objectives.md`.
+    single terms, see `docs/objectives.md`; those of `code` are in the section `sparse`.
     """
 
     loss: Annotated[Text, AfterValidator(_terms)] = "sigmoid"
@@ -166,7 +166,8 @@ class EvalConfig(_Section):
 class SparseConfig(_Section):
     """The sparse coder that is fitted to the trained encoder's vectors (SPOD; None: none).
 
-    `hidden` is the number of latents (None: 4 a dimension; lexical: the vocabulary); `sentences`
+    `start` is a `topk` coder of the untrained base for the loss's `code` term, which trains it
+    beside the adapter; with `detach` the term leaves the adapter alone. `hidden` is the number of latents (None: 4 a dimension; lexical: the vocabulary); `sentences`
     bounds the distinct texts it is fitted to, the first ones. `preference` weighs the ranking of
     codes, by their cosines over `temperature`; `adjusted` counts changes of cosines only.
     """
@@ -181,6 +182,8 @@ class SparseConfig(_Section):
     preference: Annotated[float, Field(ge=0)] = 0.1
     temperature: Positive = 0.2
     adjusted: bool = False
+    start: Text | None = None
+    detach: bool = False
 
 
 class OutputConfig(_Section):
@@ -205,6 +208,7 @@ class SempaConfig(_Section):
     objective: ObjectiveConfig = ObjectiveConfig()
     train: TrainConfig = TrainConfig()
     eval: EvalConfig = EvalConfig()
+    sparse: SparseConfig = SparseConfig()
     output: OutputConfig = OutputConfig()
 
     @property

@@ -24,7 +24,9 @@ PAIRWISE = (
 )
 REFERENCE_FREE = ("simpo", "cpo", "orpo")
 RANKED = ("listwise", "softmax")
-BESIDE = ("sft", "embedding", "kl")
+BESIDE = ("sft", "embedding", "uniformity", "code", "kl")
+SENTENCE_TERMS = ("embedding", "uniformity", "code")  # over embeddings of the batch
+NO_AIM = {"kl", "uniformity", "code"}  # none of them says which sentences belong together
 TERMS = (*PAIRWISE, *REFERENCE_FREE, *RANKED, *BESIDE)
 
 _TERM = re.compile(r"(?:([0-9]*\.?[0-9]+(?:[eE][-+]?[0-9]+)?)\s*\*?\s*)?([a-z_]+)\Z")
@@ -49,6 +51,7 @@ def parse_terms(text: str) -> dict[str, float]:
         if name in weights or weight <= 0:
             raise ValueError(f"a sum with `{name}` once and with a weight above 0")
         weights[name] = weight
-    if weights.keys() == {"kl"}:
-        raise ValueError("a sum with another term than `kl`, which only holds the model back")
+    if weights.keys() <= NO_AIM:
+        named = " and ".join(f"`{name}`" for name in weights)
+        raise ValueError(f"a sum with another term than {named}: alone it teaches no preference")
     return weights

@@ -17,7 +17,7 @@ from sempa_mlx.training.code_loss import (
     rebuilt,
     strongest,
 )
-from sempa_mlx.training.embedding_term import same_sentences
+from sempa_mlx.training.sentence_losses import same_sentences
 
 ADAM_EPS = 6.25e-10  # CSR's
 PROBED = 1024  # vectors that the first length of atoms is found on

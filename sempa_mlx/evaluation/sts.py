@@ -59,9 +59,15 @@ def evaluate_sts(
     With `resamples`, each score has a bootstrap over its pairs. The pairs drawn depend only on the
     name and size of a task or subset, so the scores of two encoders can be compared pair by pair.
     """
-    texts = distinct_sentences(tasks)
-    vectors = encoder.encode(texts, on_progress=on_progress)
-    rows = {text: index for index, text in enumerate(texts)}
+    vectors = encoder.encode(distinct_sentences(tasks), on_progress=on_progress)
+    return score_vectors(tasks, vectors, resamples=resamples)
+
+
+def score_vectors(
+    tasks: Sequence[StsTask], vectors: np.ndarray, *, resamples: int = 0
+) -> list[StsScore]:
+    """Score the embeddings of the tasks' `distinct_sentences`, (sentences, dim)."""
+    rows = {text: index for index, text in enumerate(distinct_sentences(tasks))}
     return [_score(task, pair_cosines(task.pairs, rows, vectors), resamples) for task in tasks]
 
 

@@ -35,6 +35,7 @@ from sempa_mlx.model.load import LoadedModel
 
 WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
+TENSORS = ("lora_a", "lora_b", "m")
 
 
 def linear_keys(model: nn.Module, layers: int = -1) -> tuple[str, ...]:
@@ -130,7 +131,7 @@ def adapter_fingerprint(model: nn.Module) -> str | None:
         f"{path}.{leaf}": module[leaf]
         for path, module in model.named_modules()
         if "lora_a" in module
-        for leaf in ("lora_a", "lora_b", "m")
+        for leaf in TENSORS
         if leaf in module
     }
     digest = hashlib.sha256()
@@ -140,18 +141,28 @@ def adapter_fingerprint(model: nn.Module) -> str | None:
 
 
 def adapter_weights(model: nn.Module) -> dict[str, mx.array]:
-    """Return the trainable tensors by name: lora_a, lora_b and DoRA's m of every adapted layer."""
+    """Return the adapter's tensors by name: lora_a, lora_b and DoRA's m of every adapted layer."""
+    return _of_adapter(trained_weights(model))
+
+
+def trained_weights(model: nn.Module) -> dict[str, mx.array]:
+    """Return all trainable tensors by name: the adapter's, and a sparse coder's if one is in."""
     return dict(tree_flatten(model.trainable_parameters()))
+
+
+def _of_adapter(weights: Mapping[str, mx.array]) -> dict[str, mx.array]:
+    return {name: tensor for name, tensor in weights.items() if name.rpartition(".")[2] in TENSORS}
 
 
 def save_adapter(
     folder: Path, weights: dict[str, mx.array], settings: LoraConfig, loaded: LoadedModel
 ) -> None:
-    """Write the adapter folder, whole or not at all.
+    """Write the adapter among some trained weights as a folder, whole or not at all.
 
     `keys` is always written, so that a later mlx-lm with other default targets loads it alike.
     rsLoRA is written as what it is to mlx-lm: LoRA with that scale.
     """
+    weights = _of_adapter(weights)
     config = {
         "fine_tune_type": "dora" if settings.kind == "dora" else "lora",
         "model": loaded.location.reference,

@@ -23,6 +23,7 @@ FREE = frozenset(
         "eval.data",
         "eval.pairs",
         "eval.patience",
+        "sparse.start",
         "output.path",
         "output.save_every",
         "output.keep",
@@ -32,7 +33,11 @@ FREE = frozenset(
 
 
 def run_identity(
-    config: SempaConfig, loaded: LoadedModel, rows: Sequence[TokenRow], data: RunData
+    config: SempaConfig,
+    loaded: LoadedModel,
+    rows: Sequence[TokenRow],
+    data: RunData,
+    coder_digest: str = "",
 ) -> dict[str, str]:
     """Return everything that a run must share with a checkpoint to continue from it, as text."""
     settings = {
@@ -48,6 +53,7 @@ def run_identity(
         "dev pairs": _digest(repr(pair).encode() for pair in data.dev_task.pairs),
         "validation rows": _digest(repr(record).encode() for record in data.dev_records),
         "text to hold": _digest([data.kl_text.encode()]),
+        "coder to start from": coder_digest,
     }
 
 

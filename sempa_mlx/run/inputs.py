@@ -75,4 +75,23 @@ def _combination_faults(config: SempaConfig) -> list[Problem]:
     if config.train.grad_checkpoint and config.lora.dropout:
         what = "train.grad_checkpoint cannot draw the masks of lora.dropout twice alike"
         faults.append(Problem(what, fix="set lora.dropout=0, or train.grad_checkpoint=false"))
+    return faults + _code_faults(config)
+
+
+def _code_faults(config: SempaConfig) -> list[Problem]:
+    """Return what is missing for a coder that is trained, or fitted after training."""
+    faults = []
+    if "code" in config.objective.terms:
+        if config.sparse.start is None:
+            fix = "fit one to the base (sempa-mlx sparse fit), and set sparse.start"
+            faults.append(Problem("the term `code` needs a coder to start from", fix=fix))
+        if config.sparse.coder is not None:
+            what = "the term `code` trains a coder; another fitted afterwards would replace it"
+            faults.append(Problem(what, fix="set sparse.coder=null"))
+        if config.eval.dial is not None:
+            what = "a coder that is trained beside the adapter knows it at scale 1 only"
+            faults.append(Problem(what, fix="set eval.dial=null"))
+    elif config.sparse.start is not None:
+        what = "sparse.start is read by the loss's term `code` only"
+        faults.append(Problem(what, fix="add it to objective.loss, or set sparse.start=null"))
     return faults

@@ -16,6 +16,7 @@ from sempa_mlx.model.prompts import TokenizedPreferences, tokenize_preferences
 from sempa_mlx.model.scoring import Scorer, choose_scoring
 from sempa_mlx.run.identity import run_identity
 from sempa_mlx.run.inputs import RunData
+from sempa_mlx.run.joint_coder import attach_coder
 from sempa_mlx.run.selection import DevEvaluation
 from sempa_mlx.run.terms import preference_term, training_terms
 from sempa_mlx.run.training_run import TrainingRun
@@ -29,7 +30,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
     """Load the model, tokenise, attach the adapter, choose the scoring path.
 
     Raises:
-        ModelError: the model cannot be loaded.
+        ModelError: the model cannot be loaded, or a coder to start from does not fit it.
         DataError: no row fits `model.max_tokens`.
     """
     started = time.perf_counter()
@@ -45,9 +46,10 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         checkpoint=config.train.grad_checkpoint,
     )
     encoder = Encoder(loaded, EncoderSettings(max_tokens=config.model.max_tokens), world=world)
+    coder = attach_coder(config, encoder)
     trainer = Trainer(
         loaded.model,
-        training_terms(config, loaded, tokenized, scorer, encoder, data.kl_text),
+        training_terms(config, loaded, tokenized, scorer, encoder, data.kl_text, coder),
         [scorer.own_tokens(row) for row in tokenized.rows],
         config.train,
         plus_ratio=config.lora.plus_ratio,
@@ -62,11 +64,12 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         trainer,
         scorer,
         _evaluation(config, data, loaded, encoder),
-        run_identity(config, loaded, tokenized.rows, data),
+        run_identity(config, loaded, tokenized.rows, data, coder.digest if coder else ""),
         len(tokenized.rows),
         tokenized.num_too_long,
         trainer.estimate_peak_gb(),
         world,
+        coder,
         started,
     )
 

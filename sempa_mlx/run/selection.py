@@ -1,12 +1,15 @@
 """Which adapter is the best, and at which scale: the score that decides while a run goes on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable
+
+import numpy as np
 
 from sempa_mlx.config import EvalConfig
 from sempa_mlx.data.records import StsTask
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.evaluation.sts import evaluate_sts
+from sempa_mlx.evaluation.geometry import measure_geometry
+from sempa_mlx.evaluation.sts import distinct_sentences, score_vectors
 from sempa_mlx.training.events import Score
 from sempa_mlx.training.preference_term import PreferenceTerm
 
@@ -14,7 +17,10 @@ FULL = 1.0
 
 
 class DevEvaluation:
-    """Scores the model as it is: Spearman x 100 on dev pairs, loss and accuracy on dev rows."""
+    """Scores the model as it is: Spearman x 100 on dev pairs, loss and accuracy on dev rows.
+
+    How evenly the dev sentences' embeddings are spread at full scale is measured beside it.
+    """
 
     def __init__(
         self,
@@ -31,9 +37,11 @@ class DevEvaluation:
         """Evaluate after a step; the base, step 0, is the same at every scale."""
         settings = self._settings
         tried = (*(settings.dial or ()), FULL) if settings.dial_always and step else (FULL,)
-        found = self.spearman(tried)
+        vectors = self._vectors(FULL)
+        found = self.spearman(scale for scale in tried if scale != FULL)
+        found[FULL] = self._spearman_of(vectors)
         scale = best_scale(found)
-        metrics = {_name(each): value for each, value in found.items()}
+        metrics = {_name(each): value for each, value in found.items()} | spread(vectors)
         if self._validation is not None:
             metrics |= self._validation.measure()
         value = {
@@ -43,12 +51,26 @@ class DevEvaluation:
         }[settings.metric]
         return Score(value, scale, metrics)
 
-    def spearman(self, scales: Sequence[float]) -> dict[float, float]:
+    def spearman(self, scales: Iterable[float]) -> dict[float, float]:
         """Return the dev Spearman x 100 with the adapter at each of these scales."""
-        return {scale: self._spearman_at(scale) for scale in scales}
+        return {scale: self._spearman_of(self._vectors(scale)) for scale in scales}
 
-    def _spearman_at(self, scale: float) -> float:
-        return evaluate_sts(self._encoder.with_scale(scale), [self._task])[0].spearman * 100
+    def _vectors(self, scale: float) -> np.ndarray:
+        """Embed the dev set's distinct sentences with the adapter at this scale, (n, dim)."""
+        return self._encoder.with_scale(scale).encode(distinct_sentences([self._task]))
+
+    def _spearman_of(self, vectors: np.ndarray) -> float:
+        return score_vectors([self._task], vectors)[0].spearman * 100
+
+
+def spread(vectors: np.ndarray) -> dict[str, float]:
+    """Measure how evenly embeddings are spread; NaN where that is undefined (`Geometry`)."""
+    names = ("dev/uniformity", "dev/average_cosine", "dev/isotropy")
+    if not np.isfinite(vectors).all():
+        return dict.fromkeys(names, math.nan)
+    found = measure_geometry(vectors)
+    values = (found.uniformity, found.average_cosine, found.partition_isotropy)
+    return dict(zip(names, values, strict=True))
 
 
 def best_scale(found: dict[float, float]) -> float:

@@ -11,11 +11,17 @@ from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import TokenizedPreferences
 from sempa_mlx.model.scoring import Scorer
 from sempa_mlx.training.contribution import Term
-from sempa_mlx.training.embedding_term import EmbeddingTerm, SentenceRow
 from sempa_mlx.training.kl_term import completion_kl, text_kl
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
 from sempa_mlx.training.reference_store import ReferenceStore, default_folder, store_path
+from sempa_mlx.training.sentence_losses import (
+    Coder,
+    contrastive_loss,
+    sparse_loss,
+    uniformity_loss,
+)
+from sempa_mlx.training.sentence_term import SentenceRow, SentenceTerm, WeightedLoss
 from sempa_mlx.training.terms import Objective
 from sempa_mlx.training.trainer import micro_batch_tokens
 
@@ -48,24 +54,41 @@ def training_terms(
     scorer: Scorer,
     encoder: Encoder,
     kl_text: str,
+    coder: Coder | None = None,
 ) -> dict[str, Term]:
-    """Return the terms of the loss by name; without `kl_text` the completions are held."""
+    """Return the terms of the loss by name; without `kl_text` the completions are held.
+
+    Those over embeddings are one, `sentences`; `coder` is what its part `code` trains.
+    """
     terms: dict[str, Term] = {}
     if Objective(config.objective).is_used:
         terms["preference"] = preference_term(config, loaded, preferences.rows, scorer)
-    if "embedding" in config.objective.terms:
+    losses = sentence_losses(config, coder)
+    if losses:
         sentences = sentence_rows(preferences.records, encoder)
-        terms["embedding"] = EmbeddingTerm(
-            loaded.model,
-            sentences,
-            encoder.pooled,
-            config.objective,
-            micro_batch_tokens(config.train),
+        terms["sentences"] = SentenceTerm(
+            loaded.model, sentences, encoder.pooled, losses, micro_batch_tokens(config.train)
         )
         encoder.pooled(sentences[0].candidates)  # looks at the model before gradients are taken
     if "kl" in config.objective.terms:
         terms["kl"] = _kl_term(config, loaded, preferences.rows, scorer, kl_text)
     return terms
+
+
+def sentence_losses(config: SempaConfig, coder: Coder | None) -> dict[str, WeightedLoss]:
+    """Return the losses over embeddings by name."""
+    found = {}
+    for name, weight in config.objective.terms.items():
+        if name == "embedding":
+            settings = config.objective
+            found[name] = WeightedLoss(weight, contrastive_loss(settings), settings.adjusted)
+        elif name == "uniformity":
+            found[name] = WeightedLoss(weight, uniformity_loss)
+        elif name == "code":
+            assert coder is not None, "the term has one to start from"
+            adjusted = bool(config.sparse.preference and config.sparse.adjusted)
+            found[name] = WeightedLoss(weight, sparse_loss(config.sparse, coder), adjusted)
+    return found
 
 
 def _kl_term(

@@ -19,13 +19,15 @@ import mlx.core as mx
 from sempa_mlx import runtime
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.config_resolve import dump_config
+from sempa_mlx.encoder.coder_file import CODER_FILE
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.files import write_text
 from sempa_mlx.model.load import LoadedModel
-from sempa_mlx.model.lora import adapter_weights, save_adapter
+from sempa_mlx.model.lora import save_adapter, trained_weights
 from sempa_mlx.model.scoring import Scorer
 from sempa_mlx.run.folder import CHECKPOINTS, CONFIG_COPY, METRICS_FILE, RESULTS_FILE
 from sempa_mlx.run.inputs import RunData
+from sempa_mlx.run.joint_coder import JointCoder, write_joint_coder
 from sempa_mlx.run.selection import DevEvaluation, best_scale
 from sempa_mlx.run.trackers import Tracker, numbers, tracking
 from sempa_mlx.training.checkpoint import Checkpoint, save_checkpoint
@@ -50,6 +52,7 @@ class TrainingRun:
     num_too_long: int
     expected_peak_gb: float
     world: World = field(default_factory=World)
+    coder: JointCoder | None = None
     started: float = field(default_factory=time.perf_counter)
     scores: dict[str, float] = field(default_factory=dict)
     best_weights: dict[str, mx.array] = field(default_factory=dict)
@@ -136,6 +139,9 @@ class TrainingRun:
         if isinstance(event, Evaluated) and event.weights is not None:
             save_adapter(self.folder, event.weights, self.config.lora, self.loaded)
             self.encoder.with_scale(event.score.scale).save_settings(self.folder)
+            if self.coder is not None:
+                path, k = self.folder / CODER_FILE, self.config.sparse.k
+                write_joint_coder(path, self.coder, self.encoder, k, self.num_rows)
         if isinstance(event, DialSearched):
             self.encoder.with_scale(event.scale).save_settings(self.folder)
         record = as_record(event)
@@ -170,7 +176,7 @@ class TrainingRun:
         }
         checkpoint = Checkpoint(
             self.progress.step,
-            adapter_weights(self.loaded.model),
+            trained_weights(self.loaded.model),
             self.trainer.optimizer_state(),
             state,
             self.identity,

@@ -18,10 +18,11 @@ class Contribution:
 
     `expected_loss` is what the loss must be while the adapter changes nothing (None: unknown).
     `rewards` and `logps` hold one list of K numbers a pair, for the metrics, if the term looks at
-    pairs at all; `tokens` were run.
+    pairs at all; `tokens` were run. `parts` are the losses by name where a term has several.
     """
 
     loss: float = 0.0
+    parts: dict[str, float] = field(default_factory=dict)
     has_pairs: bool = False
     expected_loss: float | None = None
     gradients: Gradients = field(default_factory=dict)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import mlx.core as mx
 
 from sempa_mlx.config import ObjectiveConfig
-from sempa_mlx.config_terms import RANKED, REFERENCE_FREE
+from sempa_mlx.config_terms import RANKED, REFERENCE_FREE, SENTENCE_TERMS
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.scoring import Scored
 from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
@@ -53,7 +53,7 @@ class Objective:
             weights[name] = weights.get(name, 0.0) + weight
 
         for name, weight in self.settings.terms.items():
-            if name in ("embedding", "kl"):
+            if name in (*SENTENCE_TERMS, "kl"):
                 continue
             if name == "orpo":
                 add(ODDS_RATIO, weight * self.settings.beta)

@@ -17,7 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from sempa_mlx.config import EvalConfig, TrainConfig
 from sempa_mlx.errors import RunError
-from sempa_mlx.model.lora import adapter_weights
+from sempa_mlx.model.lora import trained_weights
 from sempa_mlx.runtime import is_gpu, peak_memory_gb
 from sempa_mlx.training.contribution import Contribution, Gradients, Term, pair_metrics
 from sempa_mlx.training.events import Evaluated, Event, Score, StepDone, StepSkipped
@@ -108,7 +108,7 @@ class Trainer:
     def restore(
         self, progress: Progress, adapter: dict[str, mx.array], optimizer: dict[str, mx.array]
     ) -> None:
-        """Continue from what `progress`, `adapter_weights` and `optimizer_state` were."""
+        """Continue from what `progress`, `trained_weights` and `optimizer_state` were."""
         self.progress = progress
         self._model.load_weights(list(adapter.items()), strict=False)
         self._optimizer.restore(optimizer)
@@ -155,7 +155,7 @@ class Trainer:
             now.best_score, now.best_scale, now.best_step = score.value, score.scale, now.step
         now.stale = 0 if improved else now.stale + 1
         now.evaluated = now.step
-        weights = adapter_weights(self._model) if improved else None
+        weights = trained_weights(self._model) if improved else None
         return Evaluated(now.step, score, now.best_step, weights)
 
     def _step(self, step: int) -> StepDone | StepSkipped:
@@ -203,7 +203,11 @@ class Trainer:
         self, parts: dict[str, Contribution], num_pairs: int
     ) -> tuple[dict[str, float], float]:
         """Reduce to sums of losses and means over the pairs of all processes; count tokens."""
-        sums = {f"loss/{name}": part.loss for name, part in parts.items()}
+        sums = {
+            f"loss/{name}": loss
+            for term, part in parts.items()
+            for name, loss in (part.parts or {term: part.loss}).items()
+        }
         sums["tokens"] = float(sum(part.tokens for part in parts.values()))
         for part in parts.values():
             if part.has_pairs:

@@ -1,25 +1,24 @@
-"""The embedding term: an anchor's own sentence must be nearer than every other one.
+"""The terms over embeddings: one machine that embeds a batch's sentences and takes their losses.
 
-The scores are cosines of embeddings over a temperature; candidates of other anchors in the batch
-are negatives, and so are an anchor's own later candidates. Every distinct sentence of the batch is
-embedded once, in forward passes of a fixed size; the gradient of the loss to the embeddings is
-found first and carried through each forward pass afterwards (gradient caching, arXiv 2101.06983):
-exact, with memory that does not grow with the batch.
+Every distinct sentence of the batch is embedded once for all losses, in forward passes of a fixed
+size; the gradient of the losses to the embeddings is found first and carried through each forward
+pass afterwards (gradient caching, arXiv 2101.06983): exact, with memory that does not grow with the
+batch. Other trainable weights of the model that a loss reads, as those of a sparse coder, get their
+gradients as well.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.config import ObjectiveConfig
 from sempa_mlx.data.batching import batches_by_length
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.training.contribution import Contribution
-from sempa_mlx.training.objectives import contrastive_nll
+from sempa_mlx.training.sentence_losses import SentenceBatch, SentenceLoss
 from sempa_mlx.world import World
 
 Sentence = tuple[int, ...]
@@ -34,15 +33,24 @@ class SentenceRow:
     candidates: tuple[Sentence, ...]
 
 
-class EmbeddingTerm:
-    """Pulls each anchor to its best candidate and away from all others."""
+@dataclass(frozen=True, slots=True)
+class WeightedLoss:
+    """A loss, its weight, and whether it looks at the base's embeddings too."""
+
+    weight: float
+    loss: SentenceLoss
+    needs_base: bool = False
+
+
+class SentenceTerm:
+    """Takes losses of the embeddings of a batch."""
 
     def __init__(
         self,
         model: nn.Module,
         rows: Sequence[SentenceRow],
         embed: Embed,
-        settings: ObjectiveConfig,
+        losses: Mapping[str, WeightedLoss],
         micro_batch_tokens: int,
     ) -> None:
         """Keep what a step needs.
@@ -51,12 +59,12 @@ class EmbeddingTerm:
             model: the model whose adapter is trained.
             rows: one row for each preference row.
             embed: turns token rows into (rows, hidden size) float32 embeddings under the adapter as
-                it is dialled, with gradients; cosines are taken here.
-            settings: weight, temperature and whether cosines count against the base's.
+                it is dialled, with gradients.
+            losses: by name.
             micro_batch_tokens: bound of one forward pass.
         """
         self._model, self._rows, self._embed = model, rows, embed
-        self._settings = settings
+        self._losses = losses
         self._micro_batch_tokens = micro_batch_tokens
         self._pulled_grad = nn.value_and_grad(model, self._pulled)
         self._whole_grad = nn.value_and_grad(
@@ -67,7 +75,8 @@ class EmbeddingTerm:
     def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
         """Return loss and gradients of the whole batch through this process's sentences.
 
-        The loss itself is counted by the first process alone.
+        The losses themselves, and the gradients of what they read beside embeddings, are counted by
+        the first process alone.
         """
         rows = [self._rows[index] for index in batch]
         sentences = list(dict.fromkeys(s for row in rows for s in (row.anchor, *row.candidates)))
@@ -75,13 +84,19 @@ class EmbeddingTerm:
         groups = batches_by_length(
             own, lambda index: len(sentences[index]), self._micro_batch_tokens
         )
-        base = self._base_embeddings(sentences) if self._settings.adjusted else None
+        base = self._base_embeddings(sentences) if self._needs_base else None
         if len(groups) == 1 and world.size == 1:
             mx.random.seed(world.seed(seed, 0))
-            return self._at_once(sentences, base, rows)
+            (_, parts), gradients = self._whole_grad(sentences, base, rows)
+            found = self._counted(parts, is_first=True)
+            found.tokens = sum(map(len, sentences))
+            found.add(gradients)
+            return found
         embeddings = self._embed_all(sentences, groups, world, seed)
-        loss, pulls = mx.value_and_grad(self._loss)(embeddings, base, rows, sentences)
-        found = Contribution(loss=float(loss) if world.rank == 0 else 0.0)
+        parts, direct, pulls = self._pulls(embeddings, base, rows, sentences)
+        found = self._counted(parts, is_first=world.rank == 0)
+        if world.rank == 0:
+            found.add(direct)
         for place, group in enumerate(groups):
             mx.random.seed(world.seed(seed, place))  # the masks of the first pass
             members = [sentences[index] for index in group]
@@ -106,17 +121,13 @@ class EmbeddingTerm:
             rows.append(index)
         return rows[::-1]
 
-    def _at_once(
-        self,
-        sentences: Sequence[Sentence],
-        base: mx.array | None,
-        rows: Sequence[SentenceRow],
-    ) -> Contribution:
-        """Do the same in one forward pass, where all sentences fit it."""
-        loss, gradients = self._whole_grad(sentences, base, rows)
-        found = Contribution(loss=float(loss), tokens=sum(map(len, sentences)))
-        found.add(gradients)
-        return found
+    @property
+    def _needs_base(self) -> bool:
+        return any(each.needs_base for each in self._losses.values())
+
+    def _counted(self, parts: Sequence[mx.array], *, is_first: bool) -> Contribution:
+        values = [float(part) if is_first else 0.0 for part in parts]
+        return Contribution(loss=sum(values), parts=dict(zip(self._losses, values, strict=True)))
 
     def _embed_all(
         self, sentences: Sequence[Sentence], groups: list[list[int]], world: World, seed: int
@@ -137,6 +148,23 @@ class EmbeddingTerm:
                 self._base.update(zip(members, np.array(self._embed(members)), strict=True))
         return mx.array(np.stack([self._base[sentence] for sentence in sentences]))
 
+    def _pulls(
+        self,
+        embeddings: mx.array,
+        base: mx.array | None,
+        rows: Sequence[SentenceRow],
+        sentences: Sequence[Sentence],
+    ) -> tuple[list[mx.array], dict[str, object], mx.array]:
+        """Return the losses, and their gradients: to weights that they read, and to embeddings."""
+
+        def loss(weights: dict[str, object], vectors: mx.array) -> tuple[mx.array, list[mx.array]]:
+            self._model.update(weights)
+            return self._loss(vectors, base, rows, sentences)
+
+        weights = self._model.trainable_parameters()
+        (_, parts), (direct, pulls) = mx.value_and_grad(loss, argnums=(0, 1))(weights, embeddings)
+        return parts, direct, pulls
+
     def _pulled(self, sentences: Sequence[Sentence], pulls: mx.array) -> mx.array:
         """Return a value whose gradient is that of the batch's loss through these sentences."""
         return (self._embed(sentences) * pulls).sum()
@@ -147,37 +175,14 @@ class EmbeddingTerm:
         base: mx.array | None,
         rows: Sequence[SentenceRow],
         sentences: Sequence[Sentence],
-    ) -> mx.array:
-        """Return the weighted mean loss over anchors, from (sentences, dim) embeddings."""
+    ) -> tuple[mx.array, list[mx.array]]:
+        """Return the sum of the weighted losses of (sentences, dim) embeddings, and each."""
         place = {sentence: index for index, sentence in enumerate(sentences)}
-        anchors = [place[row.anchor] for row in rows]
-        candidates = [place[sentence] for row in rows for sentence in row.candidates]
-        similarities = _cosines(embeddings, anchors, candidates)
-        if base is not None:
-            similarities = similarities - _cosines(base, anchors, candidates)
-        num_candidates = len(rows[0].candidates)
-        losses = contrastive_nll(
-            similarities / self._settings.temperature,
-            num_candidates,
-            mx.array(same_sentences(anchors, candidates, num_candidates)),
+        batch = SentenceBatch(
+            embeddings,
+            base,
+            [place[row.anchor] for row in rows],
+            [place[sentence] for row in rows for sentence in row.candidates],
         )
-        return self._settings.terms["embedding"] * losses.mean()
-
-
-def _cosines(embeddings: mx.array, anchors: list[int], candidates: list[int]) -> mx.array:
-    units = embeddings / mx.maximum(mx.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
-    return units[mx.array(anchors)] @ units[mx.array(candidates)].T
-
-
-def same_sentences(
-    anchors: Sequence[int], candidates: Sequence[int], num_candidates: int
-) -> np.ndarray:
-    """Tell which candidates are an anchor itself or its own best candidate: no negatives.
-
-    Returns (anchors, candidates) bool; sentences are given by numbers.
-    """
-    left = np.array(anchors)[:, None]
-    best = np.array(candidates)[::num_candidates][:, None]
-    right = np.array(candidates)[None, :]
-    same: np.ndarray = (right == left) | (right == best)
-    return same
+        parts = [each.weight * each.loss(batch) for each in self._losses.values()]
+        return sum(parts[1:], start=parts[0]), parts
