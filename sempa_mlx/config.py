@@ -167,20 +167,21 @@ class SparseConfig(_Section):
     """The sparse coder that is fitted to the trained encoder's vectors (SPOD; None: none).
 
     `start` is a `topk` coder of the untrained base for the loss's `code` term, which trains it
-    beside the adapter; with `detach` the term leaves the adapter alone. `hidden` is the number of latents (None: 4 a dimension; lexical: the vocabulary); `sentences`
-    bounds the distinct texts it is fitted to, the first ones. `preference` weighs the ranking of
-    codes, by their cosines over `temperature`; `adjusted` counts changes of cosines only.
+    beside the adapter; with `detach` the term leaves the adapter alone. `hidden` is the number of
+    latents (None: 4 a dimension; lexical: the vocabulary); `sentences` bounds the distinct texts it
+    is fitted to, the first ones. `preference` weighs the ranking of codes, by their cosines over
+    `temperature`; `adjusted` counts changes of cosines only.
     """
 
     coder: Literal["topk", "fista", "lexical"] | None = None
     k: Count = 32
     hidden: Count | None = None
     sentences: Annotated[int, Field(ge=2)] = 15_000
-    epochs: Count = 20
+    epochs: Count = 3
     batch_size: Count = 1024
     learning_rate: Positive = 4e-4
     preference: Annotated[float, Field(ge=0)] = 0.1
-    temperature: Positive = 0.2
+    temperature: Positive = 0.05
     adjusted: bool = False
     start: Text | None = None
     detach: bool = False

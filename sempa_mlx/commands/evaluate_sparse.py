@@ -51,7 +51,7 @@ def run_eval_sparse(
     console: Console, system: System, request: SparseRequest, *, out: Path | None
 ) -> None:
     """Print what every way costs and keeps, how codes use their latents, and what they find."""
-    from sempa_mlx.encoder.coding import load_coder
+    from sempa_mlx.encoder.sparse_embed import Coding
     from sempa_mlx.evaluation.compression import compare_compressions
 
     names = _names(request.coders)  # which reads their files before a model is loaded
@@ -62,7 +62,7 @@ def run_eval_sparse(
     if system.adapter_path is None and system.model is None and first.is_dir():
         system = replace(system, adapter_path=first)
     encoder = system.load(console)
-    coders = {name: load_coder(path, encoder) for path, name in names.items()}
+    coders = {name: Coding.open(encoder, path).coder for path, name in names.items()}
     fit_texts = fit_texts or _fit_texts(None, WHITENING_RATIO * encoder.hidden_size)
     embedded = _embedded(console, encoder, tasks, asked, fit_texts)
     with console.working("comparing"):
@@ -90,11 +90,11 @@ def run_eval_sparse(
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:
     """Return what tables call coders: kind and the file's stem, or its path if stems are alike."""
-    from sempa_mlx.encoder.coder_file import read_header
+    from sempa_mlx.encoder.coder_file import describe_coder
 
     stems = [path.stem for path in paths]
     return {
-        path: f"{read_header(path)['kind']} {path.stem if stems.count(path.stem) == 1 else path}"
+        path: f"{describe_coder(path)['kind']} {path.stem if stems.count(path.stem) == 1 else path}"
         for path in paths
     }
 

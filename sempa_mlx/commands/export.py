@@ -27,13 +27,13 @@ def run_export(console: Console, adapter_path: Path, coder: Path | None, out: Pa
 
 def run_export_coder(console: Console, coder: Path | None, out: Path) -> None:
     """Write a sparse coder for sentence-transformers and print the line that opens it."""
-    from sempa_mlx.encoder.coder_file import read_coder, read_header
+    from sempa_mlx.encoder.coder_file import describe_coder, read_coder
     from sempa_mlx.export.sparse_autoencoder import check_kind, export_sparse_autoencoder
 
     if coder is None:
         what = "--to sparse-autoencoder needs a coder"
         raise UsageError(Problem(what, fix="add --coder FILE"), state="nothing was written")
-    check_kind(read_header(coder)["kind"])  # a lexical coder cannot be read without its model
+    check_kind(describe_coder(coder)["kind"])  # a lexical coder cannot be read without its model
     export_sparse_autoencoder(read_coder(coder), out)
     console.result(str(out))
     console.document({"path": str(out), "coder": str(coder)})

@@ -113,12 +113,18 @@ def fit_shown(
             on_progress=embedded,
             on_epoch=lambda _: fitted_epochs(1),
         )
-    console.say(
-        f"{fitted.coder.kind}: {count} texts, {fitted.coder.hidden} latents, "
+    console.say(fit_line(fitted))
+    return fitted
+
+
+def fit_line(fitted: "FittedCoder") -> str:
+    """Say in one line how well a coder does on what it was fitted to."""
+    coder = fitted.coder
+    return (
+        f"{coder.kind}: {coder.num_texts} texts, {coder.hidden} latents, "
         f"{fitted.num_values:.1f} values a code, {fitted.unexplained:.1%} of the variance "
         f"unexplained, {fitted.dead:.1%} of the latents never used"
     )
-    return fitted
 
 
 def facts(fitted: "FittedCoder") -> dict[str, Any]:

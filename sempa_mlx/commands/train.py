@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.commands.signals import stop_requests
+from sempa_mlx.commands.sparse import facts, fit_line
 from sempa_mlx.config import OutputConfig, SempaConfig
 from sempa_mlx.config_resolve import Resolved, load_config
 from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
+    from sempa_mlx.encoder.coding import FittedCoder
     from sempa_mlx.run.inputs import RunData
     from sempa_mlx.run.training_run import TrainingRun
     from sempa_mlx.training.events import Evaluated
@@ -35,6 +37,7 @@ def run_train(console: Console, request: TrainRequest) -> None:
     resolved = _settings(request)
     console.say(f"settings: {resolved.origin}{_overrides(resolved)}")
     # mlx and mlx-lm take seconds to import, settings do not: say what was chosen first.
+    from sempa_mlx.encoder.coder_file import CODER_FILE
     from sempa_mlx.run.folder import check_output
     from sempa_mlx.run.inputs import read_run_data
 
@@ -49,12 +52,30 @@ def run_train(console: Console, request: TrainRequest) -> None:
         _show_plan(console, config, data)
         return
     run = train_and_show(console, config, data, resume=request.resume)
-    summary = run.summary()
-    console.document(summary | {"output": str(run.folder)})
+    document = run.summary() | {"output": str(run.folder)}
+    folder, sparse = shlex.quote(str(run.folder)), ""
+    if config.sparse.coder is not None and not run.world.rank:
+        document["coder"] = facts(_fit_coder(console, run))
+    if (run.folder / CODER_FILE).is_file():
+        sparse = f" --sparse {folder}"
+    console.document(document)
     console.result(outcome(run))
-    folder = shlex.quote(str(run.folder))
-    console.say(f"\nembed a text file:  sempa-mlx embed FILE.txt --adapter-path {folder}")
+    console.say(f"\nembed a text file:  sempa-mlx embed FILE.txt --adapter-path {folder}{sparse}")
     console.say(f"compare on STS:     sempa-mlx eval sts --adapter-path {folder}")
+
+
+def _fit_coder(console: Console, run: "TrainingRun") -> "FittedCoder":
+    """Fit the coder of the settings to the kept adapter, showing how far it is."""
+    from sempa_mlx.run.coder import fit_run_coder, run_sentences
+
+    sentences = run_sentences(run)
+    with (
+        console.progress("embedding", len(sentences.texts), "texts") as embedded,
+        console.progress("fitting", run.config.sparse.epochs, "epochs") as epochs,
+    ):
+        fitted = fit_run_coder(run, sentences, on_progress=embedded, on_epoch=lambda _: epochs(1))
+    console.say(fit_line(fitted))
+    return fitted
 
 
 def _settings(request: TrainRequest) -> Resolved:

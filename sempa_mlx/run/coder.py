@@ -17,6 +17,7 @@ def run_sentences(run: TrainingRun) -> RankedSentences:
 
 def fit_run_coder(
     run: TrainingRun,
+    sentences: RankedSentences,
     *,
     on_progress: Callable[[int], None] | None = None,
     on_epoch: Callable[[int], None] | None = None,
@@ -34,7 +35,7 @@ def fit_run_coder(
     encoder = Encoder(run.loaded, run.encoder.with_scale(run.best_scale).settings)
     fitted = fit_coder_after(
         encoder,
-        run_sentences(run),
+        sentences,
         run.config.sparse,
         folder=default_folder(),
         seed=run.config.train.seed,

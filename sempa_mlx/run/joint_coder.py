@@ -17,7 +17,7 @@ from sempa_mlx.training.code_loss import CoderWeights
 NAME = "sparse_coder"  # of the module in the model
 
 
-class JointCoder(nn.Module):
+class JointCoder(nn.Module):  # type: ignore[misc]
     """The weights of a `topk` coder as trainable parameters; centre and scale stay."""
 
     def __init__(self, start: SparseCoder) -> None:

@@ -47,7 +47,7 @@ def preference_term(
     return PreferenceTerm(loaded.model, rows, scorer, reference, config.objective, tokens)
 
 
-def training_terms(
+def training_terms(  # noqa: PLR0913 - what terms are made of
     config: SempaConfig,
     loaded: LoadedModel,
     preferences: TokenizedPreferences,

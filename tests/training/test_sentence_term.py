@@ -10,7 +10,8 @@ from scipy.special import logsumexp
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.model.lora import attach
-from sempa_mlx.training.embedding_term import EmbeddingTerm, SentenceRow, same_sentences
+from sempa_mlx.training.sentence_losses import contrastive_loss, same_sentences
+from sempa_mlx.training.sentence_term import SentenceRow, SentenceTerm, WeightedLoss
 from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.world import World
 from tests.arrays import as_numpy, assert_close
@@ -36,7 +37,8 @@ def made(*, tokens=100_000, adjusted=False, weight=1.0, noise=0.0, dropout=0.0):
     rows = [SentenceRow(next(flat), (next(flat), next(flat))) for _ in TEXTS]
     settings = ObjectiveConfig(loss=f"{weight} embedding", temperature=T, adjusted=adjusted)
     encoder.pooled(rows[0].candidates)
-    return encoder, EmbeddingTerm(loaded.model, rows, encoder.pooled, settings, tokens)
+    losses = {"embedding": WeightedLoss(weight, contrastive_loss(settings), adjusted)}
+    return encoder, SentenceTerm(loaded.model, rows, encoder.pooled, losses, tokens)
 
 
 def vectors(encoder, scale=1.0):
