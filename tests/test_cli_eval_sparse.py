@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from sempa_mlx.data.sts_files import read_sts_file
-from sempa_mlx.encoder.coding import load_coder
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.sparse_embed import Coding
 from sempa_mlx.evaluation.sts import evaluate_sts
 from tests.command import done, files_below, refused, training, write_inputs, write_pairs
 from tests.tiny import write_tiny_folder
@@ -69,7 +69,7 @@ def test_scores_are_those_of_the_encoder_and_the_coder(folder):
     pairs = read_sts_file(folder / "dev.tsv")
     (score,) = evaluate_sts(encoder, [StsTask("dev.tsv", "file", pairs)])
     assert rows["dense", None]["scores"]["dev.tsv"] == pytest.approx(100 * score.spearman)
-    coder = load_coder(folder / "topk.safetensors", encoder)
+    coder = Coding.open(encoder, folder / "topk.safetensors").coder
     texts = list(dict.fromkeys(t for p in pairs for t in (p.sentence1, p.sentence2)))
     vectors = encoder.read(texts, (encoder.depth,))[0][0, 0]
     errors = vectors - coder.decode(coder.encode(vectors, 4))
@@ -126,7 +126,7 @@ def test_a_coder_of_another_model_is_refused(folder, tmp_path):
     write_tiny_folder(tmp_path / "other", seed=5)
     arguments = [*compared(folder), "--model", tmp_path / "other"]
     outcome = refused(2, *arguments)
-    assert "fitted to another model" in outcome.errors[0]
+    assert "fitted to the vectors of another model" in outcome.errors[0]
 
 
 @pytest.mark.parametrize(

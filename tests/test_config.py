@@ -19,6 +19,7 @@ from sempa_mlx.config_resolve import (
 )
 from sempa_mlx.errors import ConfigError
 
+RECIPES = "bridge, demo, listwise, smollm2-135m, spod"
 KEYS = {f"{section}.{key}" for section, keys in SCHEMA.items() for key in keys}
 
 
@@ -78,7 +79,11 @@ def test_a_text_is_a_file_if_it_looks_like_one_or_exists(folder):
         ),
         ("dem.yaml", "dem.yaml: no such file", "did you mean the recipe `demo`?"),
         (Path("demo"), "demo: no such file", "did you mean the recipe `demo`?"),
-        ("qqq", "qqq: no such recipe, nor a file", "recipes: bridge, demo, listwise, smollm2-135m"),
+        (
+            "qqq",
+            "qqq: no such recipe, nor a file",
+            f"recipes: {RECIPES}",
+        ),
     ],
 )
 def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fix):
@@ -87,7 +92,7 @@ def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fi
     missing, bad_set = caught.value.problems
     assert str(missing) == what
     assert missing.fix.startswith(fix)
-    assert missing.fix.endswith("recipes: bridge, demo, listwise, smollm2-135m")
+    assert missing.fix.endswith(f"recipes: {RECIPES}")
     assert str(bad_set) == "--set train.seed: train.seed must be >= 0, got -1"
 
 
@@ -193,12 +198,12 @@ def test_a_dumped_config_loads_to_an_equal_config(values):
 
 
 def test_recipes_are_listed_by_name():
-    assert list_recipes() == ("bridge", "demo", "listwise", "smollm2-135m")
+    assert list_recipes() == ("bridge", "demo", "listwise", "smollm2-135m", "spod")
     with pytest.raises(ConfigError, match=r"^\.\./demo: no such recipe$"):
         recipe_path("../demo")
 
 
-@pytest.mark.parametrize("name", ["bridge", "demo", "listwise", "smollm2-135m"])
+@pytest.mark.parametrize("name", ["bridge", "demo", "listwise", "smollm2-135m", "spod"])
 def test_a_recipe_names_and_explains_every_key(name):
     resolved = load_config(name)
     assert set(resolved.sources) == KEYS

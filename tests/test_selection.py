@@ -3,14 +3,16 @@
 import json
 import math
 
+import numpy as np
 import pytest
 
 from sempa_mlx.config import EvalConfig
 from sempa_mlx.data.records import StsPair, StsTask
+from sempa_mlx.data.sts_files import read_sts_file
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import read_settings
-from sempa_mlx.evaluation.sts import evaluate_sts
-from sempa_mlx.run.selection import DevEvaluation, best_scale
+from sempa_mlx.evaluation.sts import distinct_sentences, evaluate_sts
+from sempa_mlx.run.selection import DevEvaluation, best_scale, spread
 from tests.command import (
     done,
     metrics_of,
@@ -47,9 +49,12 @@ def test_the_best_scale(found, best):
 class Scripted(DevEvaluation):
     """Gives made-up scores instead of embedding anything."""
 
-    def _spearman_at(self, scale):
+    def _vectors(self, scale):
         self.asked.append(scale)
-        return {0.25: 60.0, 0.5: 65.0, 1.0: 63.0}[scale]
+        return np.full((2, 2), scale)
+
+    def _spearman_of(self, vectors):
+        return {0.25: 60.0, 0.5: 65.0, 1.0: 63.0}[vectors[0, 0]]
 
 
 def scripted(**settings):
@@ -62,7 +67,8 @@ def test_scales_are_tried_at_every_evaluation_if_asked():
     evaluation = scripted(dial_always=True)
     score = evaluation(3)
     assert (score.value, score.scale) == (65.0, 0.5)
-    assert score.metrics == {
+    spearman = {name: value for name, value in score.metrics.items() if "spearman" in name}
+    assert spearman == {
         "dev/spearman@0.25": 60.0,
         "dev/spearman@0.5": 65.0,
         "dev/spearman": 63.0,
@@ -73,6 +79,24 @@ def test_the_base_and_runs_that_do_not_ask_are_scored_once():
     for evaluation, step in ((scripted(dial_always=True), 0), (scripted(), 3)):
         assert evaluation(step).scale == 1.0
         assert evaluation.asked == [1.0]
+
+
+def test_the_spread_of_embeddings_is_measured_at_full_scale(inputs, tmp_path):
+    """Against the plain sums over all pairs of the dev set's sentences."""
+    done(*training(inputs), "--adapter-path", tmp_path)
+    line = next(line for line in metrics_of(tmp_path) if "dev/spearman" in line)
+    texts = distinct_sentences([StsTask("dev", "dev", read_sts_file(inputs / "dev.tsv"))])
+    units = Encoder.load(inputs / "base").encode(texts).astype(np.float64)
+    pairs = (units @ units.T)[np.triu_indices(len(units), 1)]
+    assert line["dev/average_cosine"] == pytest.approx(pairs.mean(), abs=1e-5)
+    assert line["dev/uniformity"] == pytest.approx(np.log(np.exp(4 * pairs - 4).mean()), abs=1e-4)
+    assert 0 < line["dev/isotropy"] <= 1
+
+
+def test_embeddings_that_are_not_finite_have_no_spread():
+    found = spread(np.array([[1.0, np.nan], [0.0, 1.0]]))
+    assert len(found) == 3
+    assert all(math.isnan(value) for value in found.values())
 
 
 @pytest.mark.parametrize(("metric", "sign"), [("loss", -1), ("accuracy", 1)])

@@ -6,7 +6,7 @@ import pytest
 from mlx.utils import tree_map
 
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
-from sempa_mlx.config_terms import TERMS
+from sempa_mlx.config_terms import SENTENCE_TERMS, TERMS
 from sempa_mlx.model.lora import adapter_weights, attach
 from sempa_mlx.model.scoring import choose_scoring
 from sempa_mlx.training.optimizer import AdapterOptimizer
@@ -16,7 +16,7 @@ from sempa_mlx.world import World
 from tests.arrays import as_numpy, assert_close, assert_equal
 from tests.tiny import make_rows, move_adapter, tiny_model
 
-LOSSES = [name for name in TERMS if name not in ("embedding", "kl")]
+LOSSES = [name for name in TERMS if name not in (*SENTENCE_TERMS, "kl")]
 
 
 def made(loss, *, tokens=100_000, noise=0.0, candidates=None, count=8, **settings):

@@ -10,9 +10,9 @@ from scipy.special import logsumexp
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.model.lora import attach
+from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.sentence_losses import contrastive_loss, same_sentences
 from sempa_mlx.training.sentence_term import SentenceRow, SentenceTerm, WeightedLoss
-from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.world import World
 from tests.arrays import as_numpy, assert_close
 from tests.tiny import move_adapter, tiny_loaded
