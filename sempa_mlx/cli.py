@@ -5,14 +5,11 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 
 import os
 import sys
-import tempfile
-import traceback
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import typer
 
-from sempa_mlx import __version__
 from sempa_mlx.cli_groups import config_app, data_app, eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
@@ -27,7 +24,7 @@ from sempa_mlx.cli_options import (
 from sempa_mlx.cli_sparse import sparse_app
 from sempa_mlx.commands.group import Commands, ReaderGoneError
 from sempa_mlx.console import Mode
-from sempa_mlx.errors import SempaError
+from sempa_mlx.errors import SempaError, unexpected
 
 HELP = """Turn one small language model into a generator that also embeds (SemPA on MLX).
 
@@ -284,17 +281,5 @@ def main() -> None:
     except Exception as error:  # the boundary: nothing may reach the user raw
         if debug:
             raise
-        console.error(_unexpected(error))
+        console.error(unexpected(error))
         sys.exit(1)
-
-
-def _unexpected(error: Exception) -> SempaError:
-    """Save the traceback of a bug and say where it is."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        log.write(f"sempa-mlx {__version__}\n{traceback.format_exc()}")
-    return SempaError(
-        f"{type(error).__name__}: {error}",
-        state=f"this is a bug; the traceback is in {log.name}; --debug shows it here",
-    )

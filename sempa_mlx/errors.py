@@ -11,8 +11,12 @@
 An error carries *all* faults that were found, each with its place, and the state the user is in.
 """
 
+import tempfile
+import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
+
+from sempa_mlx import __version__
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,3 +75,15 @@ class ResourceError(SempaError):
     """Memory or disk does not suffice."""
 
     exit_code = 4
+
+
+def unexpected(error: Exception) -> SempaError:
+    """Save the traceback of a bug that is being handled; return an error that says where it is."""
+    with tempfile.NamedTemporaryFile(
+        "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
+    ) as log:
+        log.write(f"sempa-mlx {__version__}\n{traceback.format_exc()}")
+    return SempaError(
+        f"{type(error).__name__}: {error}",
+        state=f"this is a bug; the traceback is in {log.name}; --debug shows it here",
+    )
