@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from sempa_mlx.data.records import PreferenceRecord
+from sempa_mlx.encoder.inverted_index import InvertedIndex
 from sempa_mlx.encoder.postprocess import at_unit_length
-from sempa_mlx.encoder.sparse import code_lengths
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -138,21 +138,11 @@ def code_search(queries: "csr_array", candidates: "csr_array", at: int = AT) -> 
         candidates: (candidates, hidden).
         at: results of a search at most.
     """
-    count = candidates.shape[0]
-    lengths = code_lengths(candidates)
-    shares = np.divide(1, lengths, out=np.zeros_like(lengths), where=lengths > 0)
-    lists = candidates.tocsc()
-    values = (lists.data * shares[lists.indices]).astype(np.float32)
+    index = InvertedIndex(candidates)
 
     def search(query: int) -> np.ndarray:
-        scores = np.zeros(count, dtype=np.float32)
-        for place in range(queries.indptr[query], queries.indptr[query + 1]):
-            latent = queries.indices[place]
-            part = slice(lists.indptr[latent], lists.indptr[latent + 1])
-            scores[lists.indices[part]] += queries.data[place] * values[part]
-        best = _best(scores, at)
-        found: np.ndarray = best[scores[best] > 0]
-        return found
+        (hits,) = index.search(queries[query : query + 1], at)
+        return np.array([row for row, score in hits if score > 0], dtype=np.int64)
 
     return search
 
