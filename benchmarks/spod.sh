@@ -12,6 +12,7 @@ sempa=${SEMPA:-.venv/bin/sempa-mlx}
 export OPENBLAS_NUM_THREADS=1
 mkdir -p "$out"
 gunzip -c "$data/nli/dev.jsonl.gz" > "$out/pairs.jsonl"
+gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
 
 system() { # NAME: what makes the vectors
   case $1 in
@@ -33,10 +34,11 @@ compare() { # SYSTEM CODERS...: on test and dev
   for each in "${@:2}"; do coders+=(--coder "$each"); done
   # shellcheck disable=SC2046
   [ -f "$out/$1-test.json" ] || "$sempa" eval sparse $(system "$1") "${coders[@]}" \
-    --data "$data/sts_senteval" --tasks STSB,SICKR --pairs "$out/pairs.jsonl" --out "$out/$1-test.json"
+    --data "$data/sts_senteval" --tasks STSB,SICKR --pairs "$out/pairs.jsonl" \
+    --fit "$out/anchors.jsonl" --out "$out/$1-test.json"
   # shellcheck disable=SC2046
   [ -f "$out/$1-dev.json" ] || "$sempa" eval sparse $(system "$1") "${coders[@]}" \
-    --data "$data/sts/STSB/dev.tsv" --out "$out/$1-dev.json"
+    --data "$data/sts_senteval/STSB/dev.tsv" --fit "$out/anchors.jsonl" --out "$out/$1-dev.json"
 }
 
 for each in base sempa; do
@@ -61,7 +63,6 @@ done
 
 # Ways to an even space: the loss's own term, in-batch negatives, maps of the base's vectors.
 benchmarks/objectives.sh "$out/objectives" sigmoid "sigmoid + 0.2 uniformity" "sigmoid + embedding"
-gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
 geometry() { # NAME OPTIONS...
   [ -f "$out/geometry-$1.json" ] || "$sempa" eval geometry --data "$data/sts_senteval" --tasks STSB \
     "${@:2}" --out "$out/geometry-$1.json"

@@ -128,7 +128,7 @@ def _embedded(
     asked: "RetrievalTask | None",
     fit_texts: Sequence[str],
 ) -> _Embedded:
-    """Embed every text once; those of the fit are kept for other fits."""
+    """Embed every text once; embeddings are kept, for other coders of the same model."""
     from sempa_mlx.encoder.vector_cache import default_folder, raw_vectors
     from sempa_mlx.evaluation.sts import distinct_sentences
 
@@ -136,9 +136,8 @@ def _embedded(
     texts = list(dict.fromkeys((*distinct_sentences(tasks), *others)))
     with console.progress("embedding", len(fit_texts) + len(texts), "texts") as advance:
         fit = raw_vectors(encoder, fit_texts, folder=default_folder(), on_progress=advance)
-        layer = encoder.parameters.index(encoder.depth)
-        states, _ = encoder.read(texts, (layer,), on_progress=advance)
-    return _Embedded({text: row for row, text in enumerate(texts)}, states[0, 0], fit)
+        vectors = raw_vectors(encoder, texts, folder=default_folder(), on_progress=advance)
+    return _Embedded({text: row for row, text in enumerate(texts)}, vectors, fit)
 
 
 def _scored_rows(task: "StsTask", rows: dict[str, int]) -> "ScoredRows":
