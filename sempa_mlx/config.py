@@ -180,7 +180,7 @@ class SparseConfig(_Section):
     epochs: Count = 3
     batch_size: Count = 1024
     learning_rate: Positive = 4e-4
-    preference: Annotated[float, Field(ge=0)] = 0.1
+    preference: Annotated[float, Field(ge=0)] = 1.0
     temperature: Positive = 0.05
     adjusted: bool = False
     start: Text | None = None

@@ -9,18 +9,15 @@ import numpy as np
 
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.training.code_loss import (
-    TINY,
     CoderWeights,
     code_loss,
-    pre_activations,
     preference_nll,
-    rebuilt,
-    strongest,
 )
 from sempa_mlx.training.sentence_losses import same_sentences
 
 ADAM_EPS = 6.25e-10  # CSR's
-PROBED = 1024  # vectors that the first length of atoms is found on
+NOISE = 1e-2
+OTHER_LENGTH = 0.3
 DEAD_AFTER = 30  # steps without firing
 ANNEALED_FROM, ANNEALED_UP_TO = 64, 8  # k starts at 64 where it ends at 8 or less (CSRv2)
 ANNEALED_SHARE = 0.7  # of the steps, then k stays
@@ -85,21 +82,24 @@ def annealed(k: int, hidden: int, step: int, num_steps: int) -> int:
     return round((1 - done) * start + done * k)
 
 
-def _first_weights(
-    vectors: np.ndarray, hidden: int, k: int, draw: np.random.Generator
-) -> CoderWeights:
-    """Start from directions of random vectors, all of the length that rebuilds best."""
-    chosen = draw.choice(len(vectors), size=hidden, replace=len(vectors) < hidden)
-    noise = draw.standard_normal((hidden, vectors.shape[1])) * 1e-2
-    atoms = vectors[chosen] + noise  # no two atoms alike, none zero
-    atoms /= np.linalg.norm(atoms, axis=1, keepdims=True)
-    zeros = mx.zeros(hidden), mx.zeros(vectors.shape[1])
-    weights = CoderWeights(mx.array(atoms.astype(np.float32)), *zeros)
-    sample = mx.array(vectors[:PROBED])
-    found = rebuilt(strongest(pre_activations(sample, weights), k), weights)
-    # Atoms of length s rebuild s^2 times as much; neighbours overlap, so s is well below 1.
-    square = (found * sample).sum() / mx.maximum((found**2).sum(), TINY)
-    return weights._replace(atoms=weights.atoms * mx.sqrt(mx.maximum(square, TINY)))
+def first_weights(vectors: np.ndarray, hidden: int, draw: np.random.Generator) -> CoderWeights:
+    """Start from the principal directions of centred vectors, each with its opposite.
+
+    Then a code holds a vector's strongest principal components, and is rebuilt as well as any
+    rotation allows. Starting from directions of random vectors (CSR) ends 2 points lower on STS-B
+    dev. Latents beyond two a dimension start as such, at a length that leaves them few texts.
+    """
+    count, dim = vectors.shape
+    _, axes = np.linalg.eigh(vectors.T.astype(np.float64) @ vectors / count)
+    strongest_first = axes.T[::-1][: -(-hidden // 2)]
+    atoms = np.concatenate([strongest_first, -strongest_first])[:hidden]
+    if hidden > len(atoms):
+        chosen = draw.choice(count, size=hidden - len(atoms), replace=True)
+        noise = draw.standard_normal((len(chosen), dim)) * NOISE  # no two atoms alike, none zero
+        others = vectors[chosen] + noise
+        others *= OTHER_LENGTH / np.linalg.norm(others, axis=1, keepdims=True)
+        atoms = np.concatenate([atoms, others])
+    return CoderWeights(mx.array(atoms.astype(np.float32)), mx.zeros(hidden), mx.zeros(dim))
 
 
 class _Fit:
@@ -107,9 +107,7 @@ class _Fit:
 
     def __init__(self, vectors: np.ndarray, settings: SparseConfig, hidden: int, seed: int) -> None:
         self.draw = np.random.default_rng(seed)
-        self.weights = _first_weights(
-            vectors, hidden, annealed(settings.k, hidden, 0, 1), self.draw
-        )
+        self.weights = first_weights(vectors, hidden, self.draw)
         self._vectors, self._settings = vectors, settings
         self._optimizer = optim.Adam(settings.learning_rate, eps=ADAM_EPS, bias_correction=True)
         self._optimizer.init(self.weights._asdict())
