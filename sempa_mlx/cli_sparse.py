@@ -54,14 +54,14 @@ def sparse_fit(
     sentences: Annotated[
         int, typer.Option("--sentences", min=2, help="Distinct sentences to fit to, at most.")
     ] = 15_000,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 20,
+    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
     batch_size: Annotated[
         int, typer.Option("--batch-size", min=1, help="Sentences a step.")
     ] = 1024,
     learning_rate: Annotated[float, typer.Option("--learning-rate", help="Adam's; topk.")] = 4e-4,
     preference: Annotated[
         float, typer.Option("--preference", min=0, help="Weight of the ranking of codes; topk.")
-    ] = 0.1,
+    ] = 1.0,
     model: ModelOption = None,
     adapter_path: RunOption = None,
     adapter_scale: ScaleOption = None,

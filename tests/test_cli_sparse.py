@@ -1,8 +1,12 @@
 """`sempa-mlx sparse` on tiny models."""
 
+import inspect
+
 import numpy as np
 import pytest
 
+from sempa_mlx import cli_sparse
+from sempa_mlx.config import SparseConfig
 from sempa_mlx.encoder.coder_file import read_coder, read_examples
 from sempa_mlx.encoder.encoder import Encoder
 from tests.command import done, refused, training, write_inputs
@@ -144,3 +148,11 @@ def test_existing_coder_is_kept_unless_forced(folder):
     done(*fit(folder, "kept.safetensors"))
     arguments = [each for each in fit(folder, "kept.safetensors") if each != "--force"]
     assert "--force" in refused(2, *arguments).err
+
+
+def test_the_commands_defaults_are_the_settings():
+    options = inspect.signature(cli_sparse.sparse_fit).parameters
+    for name, value in SparseConfig(coder="topk"):
+        if name in options:
+            assert options[name].default == value, name
+    assert {"k", "epochs", "batch_size", "learning_rate", "preference"} <= options.keys()

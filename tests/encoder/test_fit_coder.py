@@ -1,14 +1,22 @@
 """Fitting: planted atoms are found, what is asked for happens, what cannot be is refused."""
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.encoder.fit_coder import fit_coder
 from sempa_mlx.encoder.fit_dictionary import fit_dictionary
-from sempa_mlx.encoder.fit_topk import annealed, fit_topk
+from sempa_mlx.encoder.fit_topk import annealed, first_weights, fit_topk
 from sempa_mlx.encoder.sparse import code_cosines
 from sempa_mlx.errors import DataError, UsageError
+from sempa_mlx.training.code_loss import (
+    CoderWeights,
+    code_loss,
+    pre_activations,
+    rebuilt,
+    strongest,
+)
 
 DIM, PLANTED, COUNT = 16, 24, 600
 
@@ -64,11 +72,42 @@ def test_fit_is_a_function_of_its_seed(kind):
     assert np.abs(first.atoms - other.atoms).max() > 1e-3
 
 
-def test_losses_fall():
+def test_fitting_rebuilds_more_than_the_start():
     vectors, _ = planted()
-    found = fit_topk((vectors - vectors.mean(axis=0)), [], settings(), 48, seed=0)
+    centred = vectors - vectors.mean(axis=0)
+    found = fit_topk(centred, [], settings(), 48, seed=0)
     assert len(found.losses) == 30
-    assert found.losses[-1] < 0.85 * found.losses[0]
+    learned = CoderWeights(*map(mx.array, (found.atoms, found.bias, found.shift)))
+    started = first_weights(centred, 48, np.random.default_rng(0))
+    before, after = (
+        code_loss(mx.array(centred), weights, 3, None)[0].item() for weights in (started, learned)
+    )
+    assert after < 0.7 * before
+
+
+def test_the_start_keeps_the_strongest_principal_components():
+    """Its codes and what they rebuild, against numpy's singular vectors."""
+    vectors = planted()[0]
+    centred = vectors - vectors.mean(axis=0)
+    weights = first_weights(centred, 2 * DIM, np.random.default_rng(0))
+    _, _, axes = np.linalg.svd(centred, full_matrices=False)
+    components = centred @ axes.T
+    least = np.sort(np.abs(components), axis=1)[:, [-5]]
+    kept = np.where(np.abs(components) >= least, components, 0)
+    codes = strongest(pre_activations(mx.array(centred), weights), 5)
+    np.testing.assert_allclose(np.array(rebuilt(codes, weights)), kept @ axes, atol=1e-4)
+    assert np.array(codes).min() >= 0
+
+
+@pytest.mark.parametrize("hidden", [5, 32, 40])
+def test_the_start_has_as_many_latents_as_asked_for(hidden):
+    vectors = planted()[0] - 5
+    atoms = np.array(first_weights(vectors, hidden, np.random.default_rng(0)).atoms)
+    assert atoms.shape == (hidden, DIM)
+    assert len(np.unique(atoms.round(6), axis=0)) == hidden
+    lengths = np.linalg.norm(atoms, axis=1)
+    np.testing.assert_allclose(lengths[: 2 * DIM], 1, rtol=1e-5)
+    assert (lengths[2 * DIM :] < 0.5).all()
 
 
 def test_rankings_draw_codes_of_paraphrases_together():
