@@ -64,12 +64,12 @@ done
 # Ways to an even space: the loss's own term, in-batch negatives, maps of the base's vectors.
 benchmarks/objectives.sh "$out/objectives" sigmoid "sigmoid + 0.2 uniformity" "sigmoid + embedding"
 geometry() { # NAME OPTIONS...
-  [ -f "$out/geometry-$1.json" ] || "$sempa" eval geometry --data "$data/sts_senteval" --tasks STSB \
-    "${@:2}" --out "$out/geometry-$1.json"
+  [ -f "$out/geometry-$1.json" ] || "$sempa" eval geometry --data "$data/sts_senteval" "${@:2}" \
+    --out "$out/geometry-$1.json"
 }
 for map in abtt whiten standardize; do
   geometry $map --model smollm2-135m --post $map --post-fit "$out/anchors.jsonl"
 done
 for run in sigmoid sigmoid-0.2uniformity sigmoid-embedding; do
-  geometry $run --adapter-path "$out/objectives/$run" --adapter-scale 1
+  geometry $run --adapter-path "$out/objectives/$run" --no-base
 done
