@@ -1,16 +1,26 @@
 """sempa-mlx: one small language model that both generates and embeds (SemPA on MLX)."""
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.blas import preload_blas
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "__version__"]
+__all__ = ["Encoder", "Trained", "__version__", "evaluate_sts", "load_config", "train"]
 
 preload_blas()  # before anything imports mlx; without it mlx is 40 times slower on Linux CPUs
 
-_LAZY = {"Encoder": "sempa_mlx.encoder.encoder"}
+if TYPE_CHECKING:
+    from sempa_mlx.api import Trained, evaluate_sts, load_config, train
+    from sempa_mlx.encoder.encoder import Encoder
+
+_LAZY = {
+    "Encoder": "sempa_mlx.encoder.encoder",
+    "Trained": "sempa_mlx.api",
+    "evaluate_sts": "sempa_mlx.api",
+    "load_config": "sempa_mlx.api",
+    "train": "sempa_mlx.api",
+}
 
 
 def __getattr__(name: str) -> Any:  # noqa: ANN401 - PEP 562 hook

@@ -269,9 +269,9 @@ def config_show(
     name: Annotated[str | None, typer.Argument(help="Recipe or file.")] = None,
 ) -> None:
     """Print settings as a file that --config takes."""
-    from sempa_mlx.config_resolve import dump_config, load_config
+    from sempa_mlx.config_resolve import dump_config, resolve_config
 
-    resolved = load_config(name)
+    resolved = resolve_config(name)
     console.say(f"# {resolved.origin}")
     console.result(dump_config(resolved.config).rstrip())
     console.document(resolved.config.model_dump(mode="json"))
@@ -280,8 +280,8 @@ def config_show(
 @config_app.command("validate", epilog="Example:  sempa-mlx config validate sempa.yaml")
 def config_validate(file: Annotated[str, typer.Argument(help="Recipe or file.")]) -> None:
     """Check a settings file; every fault is listed with its line."""
-    from sempa_mlx.config_resolve import load_config
+    from sempa_mlx.config_resolve import resolve_config
 
-    origin = load_config(file).origin
+    origin = resolve_config(file).origin
     console.result(f"{origin}: no faults")
     console.document({"origin": origin, "ok": True})

@@ -38,7 +38,7 @@ class Resolved:
     sources: dict[str, str]
 
 
-def load_config(
+def resolve_config(
     source: str | Path | None = None,
     *,
     sets: Sequence[str] = (),

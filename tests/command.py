@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from unittest import mock
 
 from sempa_mlx.cli import main
-from sempa_mlx.config_resolve import load_config
+from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from tests.tiny import write_tiny_folder
@@ -132,7 +132,7 @@ def prepared(folder, *sets, data=None):
         f"data.train={data or folder / 'pairs.jsonl'}",
         f"eval.data={folder / 'dev.tsv'}",
     )
-    config = load_config(sets=[*files, *sets]).config
+    config = resolve_config(sets=[*files, *sets]).config
     return prepare_run(config, read_run_data(config))
 
 

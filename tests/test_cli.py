@@ -13,7 +13,7 @@ import pytest
 from sempa_mlx import __version__, runtime
 from sempa_mlx.commands import embed as embed_command
 from sempa_mlx.commands.signals import stop_requests
-from sempa_mlx.config_resolve import load_config
+from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.encoder.store import WINDOW
@@ -339,9 +339,9 @@ def test_recipes_are_listed_and_shown(here):
     assert "demo" in names
     for name in names:
         Path("copy.yaml").write_text(done("--quiet", "config", "show", name).out)
-        assert load_config("copy.yaml").config == load_config(name).config
+        assert resolve_config("copy.yaml").config == resolve_config(name).config
         document = done("--json", "config", "show", name).document
-        assert document == load_config(name).config.model_dump(mode="json")
+        assert document == resolve_config(name).config.model_dump(mode="json")
 
 
 def test_versions_are_told():

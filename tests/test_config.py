@@ -14,8 +14,8 @@ from sempa_mlx.config_resolve import (
     SCHEMA,
     dump_config,
     list_recipes,
-    load_config,
     recipe_path,
+    resolve_config,
 )
 from sempa_mlx.errors import ConfigError
 
@@ -34,7 +34,7 @@ def folder(tmp_path, monkeypatch) -> Path:
 
 def test_precedence_is_defaults_file_sets_flags():
     Path("my.yaml").write_text("train:\n  seed: 1\n  epochs: 2\n  clip: 2\n  warmup: 0.2\n")
-    resolved = load_config(
+    resolved = resolve_config(
         "my.yaml",
         sets=["train.seed=3", "train.epochs=4"],
         flags={"--seed": ("train.seed", 5), "--beta": ("objective.beta", 0.2)},
@@ -51,9 +51,9 @@ def test_precedence_is_defaults_file_sets_flags():
 
 
 def test_without_a_source_the_file_here_wins_over_the_default_recipe(folder):
-    assert load_config().origin == "built-in recipe smollm2-135m"
+    assert resolve_config().origin == "built-in recipe smollm2-135m"
     (folder / "sempa.yaml").write_text("train:\n  seed: 7\n")
-    resolved = load_config()
+    resolved = resolve_config()
     assert (resolved.origin, resolved.config.train.seed) == ("./sempa.yaml", 7)
     assert resolved.sources["train.seed"] == "sempa.yaml:2"
 
@@ -62,11 +62,11 @@ def test_a_text_is_a_file_if_it_looks_like_one_or_exists(folder):
     (folder / "sub").mkdir()
     for name in ("a.yml", "sub/b", "plain"):
         Path(name).write_text("train:\n  seed: 9\n")
-        assert load_config(name).config.train.seed == 9
-    assert load_config(Path("plain")).origin == "./plain"
-    assert load_config("sub/b").origin == "sub/b"
+        assert resolve_config(name).config.train.seed == 9
+    assert resolve_config(Path("plain")).origin == "./plain"
+    assert resolve_config("sub/b").origin == "sub/b"
     (folder / "demo").mkdir()
-    assert load_config("demo").origin == "built-in recipe demo"
+    assert resolve_config("demo").origin == "built-in recipe demo"
 
 
 @pytest.mark.parametrize(
@@ -88,7 +88,7 @@ def test_a_text_is_a_file_if_it_looks_like_one_or_exists(folder):
 )
 def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fix):
     with pytest.raises(ConfigError) as caught:
-        load_config(source, sets=["train.seed=-1"])
+        resolve_config(source, sets=["train.seed=-1"])
     missing, bad_set = caught.value.problems
     assert str(missing) == what
     assert missing.fix.startswith(fix)
@@ -97,7 +97,7 @@ def test_a_missing_source_names_the_recipes_beside_other_faults(source, what, fi
 
 
 def test_a_set_is_split_at_the_first_equals_sign_and_read_as_yaml():
-    resolved = load_config(
+    resolved = resolve_config(
         sets=["data.train=a=b.jsonl", "lora.keys=[q_proj, v_proj]", "train.learning_rate=3e-4",
               "data.system=null", 'model.name="010"', "data.limit=010"],
     )  # fmt: skip
@@ -124,7 +124,7 @@ def test_a_set_is_split_at_the_first_equals_sign_and_read_as_yaml():
 )  # fmt: skip
 def test_a_bad_set_names_itself(text, first, fix):
     with pytest.raises(ConfigError) as caught:
-        load_config(sets=[text])
+        resolve_config(sets=[text])
     (problem,) = caught.value.problems
     assert str(problem).startswith(first)
     assert problem.fix.startswith(fix)
@@ -133,13 +133,13 @@ def test_a_bad_set_names_itself(text, first, fix):
 
 def test_a_flag_that_is_no_text_is_a_fault():
     with pytest.raises(ConfigError) as caught:
-        load_config(flags={"--data": ("data.train", "caf\udce9")})
+        resolve_config(flags={"--data": ("data.train", "caf\udce9")})
     assert str(caught.value) == r'--data: data.train must be valid text, got "caf\udce9"'
 
 
 def test_a_key_set_twice_is_refused():
     with pytest.raises(ConfigError, match=r"^--set train\.seed: given twice$"):
-        load_config(sets=["train.seed=1", "train.seed=2"])
+        resolve_config(sets=["train.seed=1", "train.seed=2"])
 
 
 # --- the model of settings --------------------------------------------------------------------
@@ -189,7 +189,7 @@ in_one_folder = settings(
 def test_a_dumped_config_loads_to_an_equal_config(values):
     config = SempaConfig.model_validate(values)
     Path("dump.yaml").write_text(dump_config(config), encoding="utf-8", newline="")
-    resolved = load_config("dump.yaml")
+    resolved = resolve_config("dump.yaml")
     assert resolved.config == config
     assert "default" not in resolved.sources.values()
 
@@ -205,7 +205,7 @@ def test_recipes_are_listed_by_name():
 
 @pytest.mark.parametrize("name", ["bridge", "demo", "listwise", "smollm2-135m", "spod"])
 def test_a_recipe_names_and_explains_every_key(name):
-    resolved = load_config(name)
+    resolved = resolve_config(name)
     assert set(resolved.sources) == KEYS
     assert all(source.startswith(f"{name}.yaml:") for source in resolved.sources.values())
     lines = recipe_path(name).read_text(encoding="utf-8").splitlines()
@@ -234,7 +234,7 @@ def test_a_recipe_names_and_explains_every_key(name):
     ],
 )  # fmt: skip
 def test_a_recipe_differs_from_the_defaults_only_where_it_means_to(name, changes):
-    base, recipe = SempaConfig().model_dump(), load_config(name).config.model_dump()
+    base, recipe = SempaConfig().model_dump(), resolve_config(name).config.model_dump()
     found = {
         f"{section}.{key}": recipe[section][key]
         for section, keys in SCHEMA.items()
@@ -251,6 +251,6 @@ def test_an_installed_package_uses_its_own_recipes(tmp_path, monkeypatch):
     (tmp_path / "pkg" / "configs" / "inside.yaml").write_text("train: {seed: 2}")
     monkeypatch.setattr(config_module, "_PACKAGE", tmp_path / "pkg")
     assert list_recipes() == ("inside",)
-    assert load_config("inside").config.train.seed == 2
+    assert resolve_config("inside").config.train.seed == 2
     (tmp_path / "pkg" / "configs").rename(tmp_path / "gone")
     assert list_recipes() == ("beside",)

@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.config_resolve import load_config
+from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.errors import ConfigError, Problem
 
 
@@ -23,7 +23,7 @@ def faults(text: str | bytes, **overrides) -> tuple[Problem, ...]:
     """Return the problems of a file `my.yaml` with this content."""
     Path("my.yaml").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ConfigError) as caught:
-        load_config("my.yaml", **overrides)
+        resolve_config("my.yaml", **overrides)
     assert caught.value.state == "nothing was started"
     assert caught.value.exit_code == 2
     return caught.value.problems
@@ -31,7 +31,7 @@ def faults(text: str | bytes, **overrides) -> tuple[Problem, ...]:
 
 def config_of(text: str) -> SempaConfig:
     Path("my.yaml").write_text(text, encoding="utf-8")
-    return load_config("my.yaml").config
+    return resolve_config("my.yaml").config
 
 
 def test_all_faults_of_all_layers_come_at_once_in_order():
@@ -170,7 +170,7 @@ def test_unreadable_files(folder):
     assert str(large) == "my.yaml: larger than 1 MiB, so not a settings file"
     (folder / "x.yaml").mkdir()
     with pytest.raises(ConfigError, match=r"^x\.yaml: cannot be read: Is a directory$"):
-        load_config("x.yaml")
+        resolve_config("x.yaml")
 
 
 def test_a_long_line_is_cut_in_the_evidence():
@@ -180,7 +180,7 @@ def test_a_long_line_is_cut_in_the_evidence():
 
 def test_byte_order_mark_and_crlf_are_read():
     Path("my.yaml").write_bytes(b"\xef\xbb\xbftrain:\r\n  seed: 4\r\n  clip: 2\r\n")
-    resolved = load_config("my.yaml")
+    resolved = resolve_config("my.yaml")
     assert (resolved.config.train.seed, resolved.sources["train.clip"]) == (4, "my.yaml:3")
 
 
@@ -208,7 +208,7 @@ def test_any_text_loads_or_is_a_config_error_with_places(text):
     problems: tuple[Problem, ...] = ()
     loaded = None
     try:
-        loaded = load_config("any.yaml", sets=[f"data.system={text}"])
+        loaded = resolve_config("any.yaml", sets=[f"data.system={text}"])
     except ConfigError as error:
         problems = error.problems
     assert isinstance(loaded and loaded.config, SempaConfig) != bool(problems)

@@ -1,6 +1,6 @@
 """The shape of the house: who may import whom, who may print, how long things may be.
 
-Data goes `data -> model -> training -> encoder -> evaluation -> export -> run -> report ->
+Data goes `data -> model -> training -> encoder -> evaluation -> export -> run -> report -> api ->
 commands`, and an import may only point to the left along that line. This reads the source; nothing
 is run.
 """
@@ -15,7 +15,7 @@ import sempa_mlx
 ROOT = Path(sempa_mlx.__file__).parent
 LINE = [
     *("data", "model", "training", "encoder", "evaluation", "export", "run", "report"),
-    *("commands", "cli"),
+    *("api", "commands", "cli"),
 ]
 LEAVES = {
     "",
@@ -112,9 +112,11 @@ def test_every_part_has_its_place():
 
 
 def test_imports_point_to_the_left():
+    """But for the package itself, which lends its public names when they are asked for."""
     wrong = [
         f"{place} imports {name}"
         for source in SOURCES
+        if source.name != "sempa_mlx"
         for place, name in source.imports()
         if name.partition(".")[0] == "sempa_mlx" and not may_import(source.part, part_of(name))
     ]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
-from sempa_mlx.config_resolve import load_config
+from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings, read_settings
 from sempa_mlx.errors import UsageError
@@ -123,7 +123,7 @@ def test_the_adapter_that_is_kept_scores_what_the_results_say(finished, inputs):
     """Loading the folder afresh gives the best dev score again: the right weights were kept."""
     folder, _ = finished
     results = results_of(folder)
-    config = load_config(folder / "config.yaml").config
+    config = resolve_config(folder / "config.yaml").config
     task = read_run_data(config).dev_task
     found = evaluate_sts(Encoder.load(folder), [task])[0].spearman * 100
     assert found == pytest.approx(results["best_dev_score"], abs=0.01)
@@ -134,7 +134,7 @@ def test_the_adapter_that_is_kept_scores_what_the_results_say(finished, inputs):
 
 def test_the_settings_of_a_run_can_be_used_again(finished, inputs):
     folder, _ = finished
-    config = load_config(folder / "config.yaml").config
+    config = resolve_config(folder / "config.yaml").config
     assert config.train.iters == 3
     assert config.train.learning_rate == 0.01
     assert config.output.path == str(folder)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sempa_mlx.commands.train import outcome, train_and_show
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.config_resolve import dump_config, load_config
+from sempa_mlx.config_resolve import dump_config, resolve_config
 from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def run_demo(console: Console, folder: Path) -> None:
 
     started = time.perf_counter()
     run_folder = folder / "run"
-    resolved = load_config(RECIPE, flags={"--folder": ("output.path", str(run_folder))})
+    resolved = resolve_config(RECIPE, flags={"--folder": ("output.path", str(run_folder))})
     config = resolved.config
     data = read_run_data(config)
     data.dev_task, test = _halves(data.dev_task)

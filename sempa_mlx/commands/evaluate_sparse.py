@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from sempa_mlx.commands.evaluate import defined, finish
-from sempa_mlx.commands.evaluate_data import Protocol, sts_tasks
 from sempa_mlx.commands.evaluate_sparse_tables import report
 from sempa_mlx.commands.sparse import System
 from sempa_mlx.commands.vectors import WHITENING_RATIO, unlabelled_texts
 from sempa_mlx.console import Console
+from sempa_mlx.data.sts_sets import Protocol
+from sempa_mlx.data.sts_tasks import sts_tasks
 from sempa_mlx.errors import DataError, Problem
 
 if TYPE_CHECKING:

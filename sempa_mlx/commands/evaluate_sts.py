@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.commands.evaluate import Systems, finish
-from sempa_mlx.commands.evaluate_data import Protocol, sts_tasks
 from sempa_mlx.console import Console
+from sempa_mlx.data.sts_sets import Protocol
+from sempa_mlx.data.sts_tasks import sts_tasks
 from sempa_mlx.evaluation.stats import RESAMPLES, paired_difference
 
 if TYPE_CHECKING:

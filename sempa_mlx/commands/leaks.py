@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.evaluate_data import Protocol, sts_tasks
 from sempa_mlx.console import Console
+from sempa_mlx.data.sts_sets import Protocol
+from sempa_mlx.data.sts_tasks import sts_tasks
 from sempa_mlx.files import write_text
 
 if TYPE_CHECKING:

@@ -72,10 +72,10 @@ def _check_target(path: Path, *, force: bool) -> None:
 
 def _pairs(record: "RunRecord", data: str | None, remarks: list[str]) -> "StsTask":
     """Read the pairs to measure on: as asked, else the run's dev pairs, else packaged ones."""
-    from sempa_mlx.commands.evaluate_data import sts_tasks
     from sempa_mlx.data.records import StsTask
     from sempa_mlx.data.sources import dev_source
     from sempa_mlx.data.sts_sets import load_dev_pairs
+    from sempa_mlx.data.sts_tasks import sts_tasks
 
     if data is not None:
         is_file = Path(data).expanduser().is_file()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.commands.signals import stop_requests
 from sempa_mlx.commands.sparse import facts, fit_line
 from sempa_mlx.config import OutputConfig, SempaConfig
-from sempa_mlx.config_resolve import Resolved, load_config
+from sempa_mlx.config_resolve import Resolved, resolve_config
 from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
@@ -87,7 +87,7 @@ def _settings(request: TrainRequest) -> Resolved:
         folder = Path(request.flags.get("--adapter-path", ("", OutputConfig().path))[1])
         check_output(folder, resume=True)
         source = folder / CONFIG_COPY
-    return load_config(source, sets=request.sets, flags=request.flags)
+    return resolve_config(source, sets=request.sets, flags=request.flags)
 
 
 def train_and_show(

@@ -1,0 +1,137 @@
+"""The library in one call each: settings, training, evaluation. `Encoder` is the fourth name.
+
+What the command line does with a terminal around it, these do in a program: they print nothing,
+raise `sempa_mlx.errors.SempaError`, and tell what happened through return values and events.
+"""
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sempa_mlx.config import SempaConfig
+from sempa_mlx.config_resolve import resolve_config
+from sempa_mlx.data.sts_sets import Protocol
+from sempa_mlx.data.sts_tasks import sts_tasks
+from sempa_mlx.evaluation import sts
+from sempa_mlx.evaluation.sts import EncodesTexts, StsScore
+from sempa_mlx.run.coder import fit_run_coder, run_sentences
+from sempa_mlx.run.folder import check_output
+from sempa_mlx.run.inputs import read_run_data
+from sempa_mlx.run.prepare import prepare_run
+from sempa_mlx.run.resume import resume as continue_run
+from sempa_mlx.training.events import Event
+from sempa_mlx.world import World
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A run that is over: open its encoder with `Encoder.load(trained.folder)`.
+
+    Attributes:
+        folder: the run folder, which every command takes as `--adapter-path`.
+        base_score: the base's score on the dev set, Spearman x 100 unless `eval.metric` is another;
+            None where it is undefined.
+        score: the same of what was kept; never lower than the base's.
+        step: the optimizer step whose adapter was kept; 0 if none was better than the base.
+        scale: the kept scale of the adapter, in (0, 1].
+        is_stopped: `should_stop` ended the run; `train(config, resume=True)` goes on.
+        summary: all of that and more, as in `results.json`.
+    """
+
+    folder: Path
+    base_score: float | None
+    score: float | None
+    step: int
+    scale: float
+    is_stopped: bool
+    summary: dict[str, Any]
+
+
+def load_config(source: str | Path | None = None, *, sets: Sequence[str] = ()) -> SempaConfig:
+    """Read the settings of a run: every key has a value, and each was checked.
+
+    Args:
+        source: a recipe's name or a YAML file; by default `./sempa.yaml` if there is one, else the
+            built-in recipe.
+        sets: overrides `section.key=value`, the value in YAML, as `--set` takes them.
+
+    Raises:
+        ConfigError: all faults of file and overrides together, with their lines.
+    """
+    return resolve_config(source, sets=sets).config
+
+
+def train(
+    config: SempaConfig | None = None,
+    *,
+    force: bool = False,
+    resume: bool = False,
+    on_event: Callable[[Event], object] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Train an adapter, and the sparse coder if the settings name one, into `config.output.path`.
+
+    Args:
+        config: what `load_config` returned; by default what it returns without arguments.
+        force: replace an earlier run in that folder.
+        resume: go on with the run in that folder, bit for bit on a CPU.
+        on_event: called with every step, evaluation and search of the dial
+            (`sempa_mlx.training.events`).
+        should_stop: asked after every event; True saves a checkpoint and ends the run.
+
+    Warns:
+        UserWarning: the demo data stand in for a download; a checkpoint had to be passed over.
+
+    Raises:
+        UsageError: the folder is taken, or holds no run that these settings can resume.
+        DataError: rows or dev pairs are missing or malformed; all faults of a file at once.
+        ModelError: the model cannot be loaded.
+        RunError: training went wrong; the best adapter so far is kept.
+    """
+    config = config or load_config()
+    check_output(Path(config.output.path), force=force, resume=resume)
+    data = read_run_data(config)
+    run = prepare_run(config, data, World.join())
+    passed_over = continue_run(run) if resume else ()
+    for note in (*data.notes, *(f"passed over: {problem}" for problem in passed_over)):
+        warnings.warn(note, stacklevel=2)
+    for event in run.events(should_stop):
+        if on_event:
+            on_event(event)
+    if config.sparse.coder is not None and not (run.is_stopped or run.world.rank):
+        fit_run_coder(run, run_sentences(run))
+    summary = run.summary()
+    scores = (summary["base_dev_score"], summary["best_dev_score"])
+    step, scale = run.progress.best_step, run.best_scale
+    return Trained(run.folder, *scores, step, scale, run.is_stopped, summary)
+
+
+def evaluate_sts(
+    encoder: EncodesTexts,
+    data: str | Path = "hub",
+    *,
+    tasks: Sequence[str] | None = None,
+    protocol: Protocol | None = None,
+    resamples: int = 0,
+) -> list[StsScore]:
+    """Score an encoder on STS tasks; each distinct sentence is embedded once.
+
+    Args:
+        encoder: an `Encoder`, or anything with `encode(texts) -> (n, dim)`.
+        data: `hub` (downloaded once), a folder of STS sets, or one file of scored pairs (.tsv,
+            .csv, .jsonl).
+        tasks: names of the sets; by default the seven of SentEval.
+        protocol: `senteval` (the default; published numbers) or `mteb`; not for a file.
+        resamples: draws of the bootstrap behind `score.estimate`; 0 for none.
+
+    Returns:
+        A score a task, in order: `score.task`, `score.spearman` in [-1, 1], `score.num_pairs`.
+
+    Raises:
+        UsageError: unknown tasks, or a protocol that does not belong there.
+        DataError: there is no such file or folder, or it has faults; all of them.
+    """
+    found = sts_tasks(str(data), tasks, protocol)
+    return sts.evaluate_sts(encoder, found, resamples=resamples)
