@@ -1,4 +1,4 @@
-"""Evaluators of other libraries run our encoder and find what we find. Needs the extra `peers`."""
+"""Other libraries run our encoder and our coders and find what we find; mteb needs `peers`."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from sempa_mlx.export.sparse_autoencoder import export_sparse_autoencoder
 from tests.encoder.test_sparse import make_coder, make_vectors
 from tests.tiny import tiny_loaded
 
-pytestmark = [pytest.mark.peers, pytest.mark.filterwarnings("default")]
+pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
 
 NOUNS = ("cat", "dog", "man", "bird", "boy", "fish")
 PAIRS = tuple(
@@ -60,6 +60,7 @@ def test_tensors_are_given_on_request(encoder):
     assert np.array_equal(found.numpy(), encoder.encode(LEFT[:3]))
 
 
+@pytest.mark.peers
 def test_mteb_agrees(encoder, expected, tmp_path, monkeypatch):
     monkeypatch.setenv("MTEB_CACHE", str(tmp_path))
     mteb = pytest.importorskip("mteb")
