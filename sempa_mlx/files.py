@@ -65,28 +65,6 @@ def write_folder_files(folder: Path, writers: Mapping[str, Callable[[Path], obje
             shutil.rmtree(stage, ignore_errors=True)
 
 
-@contextmanager
-def replacing_folder(folder: Path) -> Iterator[Path]:
-    """Yield a new folder beside `folder`, and give it that name when the block ends well.
-
-    `folder` must not exist, or be an empty folder (see `refuse_filled`).
-
-    Raises:
-        ResourceError: the disk is full or the place cannot be written to; nothing is left there.
-    """
-    stage = folder.with_name(f".tmp-{os.getpid()}-{folder.name}")
-    try:
-        stage.mkdir(parents=True)
-        yield stage
-        if folder.is_dir():
-            folder.rmdir()
-        stage.rename(folder)
-    except (OSError, RuntimeError) as error:
-        raise ResourceError(f"cannot write {folder}: {error}") from error
-    finally:
-        shutil.rmtree(stage, ignore_errors=True)
-
-
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Refuse to overwrite a file unless forced, and to write through a link at all.
 

@@ -120,7 +120,7 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     """Load the named model, else the run in ./adapters, else the default model."""
     from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.encoder.settings import EncoderSettings, read_settings
-    from sempa_mlx.model.adapter_config import read_adapter_config
+    from sempa_mlx.model.lora import read_adapter_config
 
     run = _run_folder(request)
     if run is not None:
@@ -149,7 +149,7 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
 
 
 def _run_folder(request: EmbedRequest) -> Path | None:
-    from sempa_mlx.model.adapter_config import CONFIG_FILE
+    from sempa_mlx.model.lora import CONFIG_FILE
 
     is_default = request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file()
     return request.adapter_path or (DEFAULT_RUN if is_default else None)

@@ -34,7 +34,7 @@ class Systems:
         from sempa_mlx.encoder.encoder import Encoder
         from sempa_mlx.encoder.methods import find_method
         from sempa_mlx.encoder.settings import EncoderSettings
-        from sempa_mlx.model.adapter_config import read_adapter_config
+        from sempa_mlx.model.lora import read_adapter_config
 
         self.options.check()
         for method in (*self.methods, *self.adapter_methods):

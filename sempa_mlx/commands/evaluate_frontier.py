@@ -41,7 +41,7 @@ def run_eval_frontier(
     from sempa_mlx.evaluation.frontier_svg import frontier_svg
     from sempa_mlx.evaluation.generation import text_drift
     from sempa_mlx.evaluation.sts import distinct_sentences
-    from sempa_mlx.model.adapter_config import read_adapter_config
+    from sempa_mlx.model.lora import read_adapter_config
 
     source = dev_source(request.data)
     task = StsTask(source.label, "dev", load_dev_pairs(source.path, request.pairs))

@@ -39,9 +39,8 @@ class Generators:
             UsageError: there is nothing to measure.
             ModelError: base or adapter cannot be loaded, or do not belong together.
         """
-        from sempa_mlx.model.adapter_config import read_adapter_config
         from sempa_mlx.model.load import load_model
-        from sempa_mlx.model.lora import load_adapter
+        from sempa_mlx.model.lora import load_adapter, read_adapter_config
 
         if not (self.with_base or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")

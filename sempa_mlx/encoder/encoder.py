@@ -28,13 +28,12 @@ from sempa_mlx.encoder.settings import (
 )
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
-from sempa_mlx.model.adapter_config import CONFIG_FILE, read_adapter_config
 from sempa_mlx.model.blocks import require_attention
 from sempa_mlx.model.forward import tokens_of_a_pass
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
-from sempa_mlx.model.lora import dialled, load_adapter
+from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
 from sempa_mlx.model.prompt_shape import prompt_shape
 from sempa_mlx.model.prompts import TokenizedTexts, tokenize_texts
 from sempa_mlx.world import World

@@ -11,9 +11,8 @@ from sempa_mlx.encoder.fitting import default_folder
 from sempa_mlx.encoder.postprocess import PostFit, read_post
 from sempa_mlx.encoder.settings import POST_FILE, settings_from
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.model.adapter_config import CONFIG_FILE
 from sempa_mlx.model.load import LoadedModel, load_model
-from sempa_mlx.model.lora import load_adapter
+from sempa_mlx.model.lora import CONFIG_FILE, load_adapter
 
 
 def origin(encoder: Encoder, adapter_path: Path | None) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.encoder.settings import SETTINGS_FILE
 from sempa_mlx.files import refuse_filled, write_folder_files
-from sempa_mlx.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
 from sempa_mlx.model.load import locate
+from sempa_mlx.model.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 
 BASE_FOLDER = "base"
 

@@ -5,7 +5,6 @@ caller says so.
 """
 
 import difflib
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -111,13 +110,6 @@ def _not_found(name: str) -> Problem:
         f"no model `{name}`: not a folder, a .gguf file, a Hub id or an alias",
         fix=f"{known}aliases: {', '.join(ALIASES)}; Hub ids look like `owner/model`",
     )
-
-
-def model_type(path: Path) -> str:
-    """Return the family of a model's files, as its config.json names it; of GGUF only llama."""
-    if path.is_file():
-        return "llama"
-    return str(json.loads((path / "config.json").read_text()).get("model_type", "unknown"))
 
 
 def _checked_folder(path: Path) -> Path:

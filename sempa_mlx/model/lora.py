@@ -21,7 +21,6 @@ from sempa_mlx import __version__
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.files import write_folder_files
-from sempa_mlx.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from sempa_mlx.model.adapter_layers import (
     AdapterLayer,
     adapt,
@@ -34,6 +33,8 @@ from sempa_mlx.model.adapter_layers import (
 )
 from sempa_mlx.model.load import LoadedModel
 
+WEIGHTS_FILE = "adapters.safetensors"
+CONFIG_FILE = "adapter_config.json"
 TENSORS = ("lora_a", "lora_b", "m")
 
 
@@ -197,6 +198,36 @@ def _adapted_keys(model: nn.Module, weights: Mapping[str, mx.array]) -> list[str
     adapted = {id(module) for path, module in model.named_modules() if path in layers}
     inside = [pair for block in model.layers for pair in block.named_modules()]
     return sorted({key for key, module in inside if id(module) in adapted})
+
+
+def read_adapter_config(folder: Path) -> dict[str, Any]:
+    """Read `adapter_config.json`.
+
+    Raises:
+        ModelError: the folder is no adapter folder, or its config lacks what loading needs.
+    """
+    missing = [name for name in (WEIGHTS_FILE, CONFIG_FILE) if not (folder / name).is_file()]
+    if missing:
+        raise ModelError(
+            Problem(
+                f"not an adapter folder: missing {', '.join(missing)}",
+                place=str(folder),
+                fix="train one: sempa-mlx train --adapter-path " + str(folder),
+            )
+        )
+    place = str(folder / CONFIG_FILE)
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text())
+        rank, scale = config["lora_parameters"]["rank"], config["lora_parameters"]["scale"]
+        whole = isinstance(config["num_layers"], int) and isinstance(rank, int)
+        if not (whole and isinstance(scale, int | float)):
+            raise TypeError("num_layers and rank are whole numbers, scale is a number")
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(Problem(f"not a LoRA config ({error!r})", place)) from error
+    kind = config.setdefault("fine_tune_type", "lora")
+    if kind not in ("lora", "dora"):
+        raise ModelError(Problem(f"{kind} adapters are not supported", place))
+    return dict(config)
 
 
 def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from sempa_mlx.config_file import Setting, read_settings
 from sempa_mlx.config_resolve import SCHEMA
 from sempa_mlx.encoder.settings import SETTINGS_FILE
 from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.model.adapter_config import CONFIG_FILE
+from sempa_mlx.model.lora import CONFIG_FILE
 from sempa_mlx.report.numbers import value_of
 from sempa_mlx.run.folder import CHECKPOINTS, CONFIG_COPY, METRICS_FILE, RESULTS_FILE
 

@@ -6,7 +6,7 @@ from typing import Any
 import mlx.core as mx
 
 from sempa_mlx.errors import Problem, RunError, UsageError
-from sempa_mlx.model.adapter_config import WEIGHTS_FILE
+from sempa_mlx.model.lora import WEIGHTS_FILE
 from sempa_mlx.run.folder import CHECKPOINTS
 from sempa_mlx.run.training_run import TrainingRun
 from sempa_mlx.training.checkpoint import differences, latest_checkpoint

@@ -16,13 +16,15 @@ from mlx_lm.utils import dequantize_model
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError
-from sempa_mlx.model.adapter_config import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
 from sempa_mlx.model.lora import (
+    CONFIG_FILE,
+    WEIGHTS_FILE,
     adapter_weights,
     attach,
     dialled,
     linear_keys,
     load_adapter,
+    read_adapter_config,
     save_adapter,
 )
 from tests.arrays import as_numpy, assert_close, assert_equal
