@@ -51,8 +51,8 @@ def export(
         float | None,
         typer.Option(
             "--max-error",
-            help="Share of what the adapter changes in the logits that fusing may lose. [0.001 in "
-            "float32, else 0.1]",
+            help="How far logits of the fused model may be off, as a share of what the adapter "
+            "changes. [0.001 in float32, 0.1 in 16 bits, 0.5 quantised]",
         ),
     ] = None,
     push: Annotated[

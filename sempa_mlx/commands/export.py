@@ -163,6 +163,7 @@ def _to_peft(request: ExportRequest) -> Exported:
 
 def _to_fused(request: ExportRequest) -> Exported:
     from sempa_mlx.export.fuse import FusePlan, export_fused
+    from sempa_mlx.export.logit_check import percent
 
     options = request.fuse
     found = export_fused(
@@ -174,7 +175,7 @@ def _to_fused(request: ExportRequest) -> Exported:
     check = found.check
     verified = (
         f"Verified on packaged sentences, against base and adapter in float32: {check}; up to "
-        f"{found.bound:.2%} is let through."
+        f"{percent(found.bound)} is let through."
     )
     return Exported(
         found.folder,

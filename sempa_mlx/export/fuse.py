@@ -19,7 +19,13 @@ from mlx_lm.utils import quantize_model, save_model
 from sempa_mlx import runtime
 from sempa_mlx.errors import ModelError, Problem, ResourceError, UsageError
 from sempa_mlx.export.adapted import NOTHING, open_adapted
-from sempa_mlx.export.logit_check import LogitCheck, compare, expected_logits, packaged_texts
+from sempa_mlx.export.logit_check import (
+    LogitCheck,
+    compare,
+    expected_logits,
+    packaged_texts,
+    percent,
+)
 from sempa_mlx.export.model_files import CONFIG_FILE, base_config, stored_dtype, write_tokenizer
 from sempa_mlx.files import new_folder, refuse_filled
 from sempa_mlx.model.adapter_layers import AdapterLayer, DialledDora
@@ -27,8 +33,9 @@ from sempa_mlx.model.load import LoadedModel, load_model
 
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 64
-EXACT_BOUND = 1e-3  # of what the adapter changes, for weights in float32
-ROUNDED_BOUND = 0.1  # for 16 bits, and for quantised weights
+# Bounds of the logits' error, as shares of what the adapter changes: weights in float32, in 16 bits,
+# and quantised, whose base comes out changed as well.
+EXACT_BOUND, ROUNDED_BOUND, QUANTISED_BOUND = 0.001, 0.1, 0.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +47,7 @@ class FusePlan:
         bits: of quantised weights; None with no `group_size` either: not quantised.
         group_size: quantised weights that share a scale.
         max_error: bound of the logits' error as a share of what the adapter changes; None: 0.001
-            for float32, 0.1 for all else.
+            for float32, 0.1 for 16 bits, 0.5 for quantised weights.
     """
 
     dtype: str = "auto"
@@ -74,7 +81,9 @@ class FusePlan:
         """Return the largest error that is let through."""
         if self.max_error is not None:
             return self.max_error
-        return EXACT_BOUND if dtype == mx.float32 and not self.is_quantised else ROUNDED_BOUND
+        if self.is_quantised:
+            return QUANTISED_BOUND
+        return EXACT_BOUND if dtype == mx.float32 else ROUNDED_BOUND
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +219,8 @@ def _write(loaded: LoadedModel, config: dict[str, Any], folder: Path) -> None:
 
 
 def _too_far(check: LogitCheck, bound: float, plan: FusePlan) -> Problem:
-    what = f"the fused model is not the adapted one: more than {bound:.3%} of the adapter is lost"
+    share = f"{percent(bound)} of what the adapter changes"
+    what = f"the fused model is not base and adapter: its logits are off by more than {share}"
     ways = "leave --q-bits and --q-group-size out, or take more bits"
     fix = ways if plan.is_quantised else "take --dtype float32"
     accept = f"accept it with --max-error {check.share * 1.1:.2g}"

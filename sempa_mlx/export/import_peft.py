@@ -31,7 +31,7 @@ from sempa_mlx.model.lora import adapter_weights, save_adapter
 
 OURS = {part.removesuffix(".weight"): name for name, part in PARTS.items()}
 # PEFT leaves the adapter's name out; other programs that write its files do not always.
-_NAME = re.compile(r"base_model\.model\.(.+)\.(\w+?)(?:\.default)?(?:\.weight)?")
+_NAME = re.compile(r"base_model\.model\.(.+?)\.(lora_\w+)(?:\.default)?(?:\.weight)?")
 _OUTSIDE = ("embed_tokens", "lm_head")
 
 Tensors = dict[str, dict[str, mx.array]]  # by layer, by our names

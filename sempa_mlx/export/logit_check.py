@@ -60,9 +60,14 @@ class LogitCheck:
         """Say the numbers in one line."""
         return (
             f"logits differ by {self.error:.2g} (root mean square over {self.num_tokens} tokens; "
-            f"largest {self.largest:.2g}), {self.share:.2%} of the {self.effect:.2g} that the "
+            f"largest {self.largest:.2g}), {percent(self.share)} of the {self.effect:.2g} that the "
             "adapter changes"
         )
+
+
+def percent(share: float) -> str:
+    """Write a share with two digits."""
+    return f"{100 * share:.2g}%" if share < 1 else f"{share:.0%}"
 
 
 def packaged_texts() -> list[str]:
