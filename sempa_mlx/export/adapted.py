@@ -10,8 +10,8 @@ from sempa_mlx.model.head import text_model
 from sempa_mlx.model.load import ALIASES, FOLDER, GGUF_FILE, LoadedModel, Location, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, load_adapter, read_adapter_config
 
-# Types of mlx-lm's models whose weights have the names and shapes that transformers gives them, and
-# whose logits are equal there: `tests/test_interop_export.py` compares every one of them.
+# Types of mlx-lm's models whose weights have the names and shapes that transformers gives them:
+# `tests/test_interop_export.py` compares the logits of every one of them.
 SHARED_TYPES = frozenset(
     {
         *("cohere", "gemma", "gemma2", "gemma3_text", "granite", "llama", "mistral", "olmo2"),

@@ -33,8 +33,8 @@ from sempa_mlx.model.load import LoadedModel, load_model
 
 BITS, GROUP_SIZES = (2, 3, 4, 5, 6, 8), (32, 64, 128)
 DEFAULT_BITS, DEFAULT_GROUP_SIZE = 4, 64
-# Bounds of the logits' error, as shares of what the adapter changes: weights in float32, in 16 bits,
-# and quantised, whose base comes out changed as well.
+# Bounds of the logits' error as shares of what the adapter changes: in float32, in 16 bits, and
+# quantised, when the base comes out changed as well.
 EXACT_BOUND, ROUNDED_BOUND, QUANTISED_BOUND = 0.001, 0.1, 0.5
 
 
