@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import mlx.core as mx
 import numpy as np
@@ -33,7 +34,7 @@ def logits_of(base, adapter=None, *, scale=1.0, ids=IDS):
     """Logits of a model, with an adapter at some strength: (tokens, vocabulary) float32."""
     loaded = load_model(str(base), dtype="float32")
     if adapter is not None:
-        load_adapter(loaded, adapter)
+        load_adapter(loaded, Path(adapter))
     with dialled(loaded.model, scale):
         return np.array(loaded.model(mx.array([ids]))[0])
 
