@@ -20,9 +20,6 @@ pytestmark = [
     pytest.mark.interop,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
-torch = pytest.importorskip("torch")
-peft = pytest.importorskip("peft")
-transformers = pytest.importorskip("transformers")
 
 COMMON = {
     **{"num_hidden_layers": 3, "max_position_embeddings": 512, "rope_theta": 1e4},
@@ -70,6 +67,9 @@ def write_base(folder, kind="llama"):
 
 def opened(folder):
     """The model as transformers opens it; every weight has to have its place."""
+    import torch
+    import transformers
+
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         folder, dtype=torch.float32, output_loading_info=True
     )
@@ -77,7 +77,16 @@ def opened(folder):
     return model.eval()
 
 
+def with_peft(base, adapter):
+    """The base with an adapter of PEFT, as PEFT opens it."""
+    import peft
+
+    return peft.PeftModel.from_pretrained(opened(base), adapter).eval()
+
+
 def their_logits(model):
+    import torch
+
     with torch.no_grad():
         return model(torch.tensor([IDS])).logits[0].numpy()
 
@@ -105,7 +114,7 @@ PARTS = [
 def test_peft_says_what_we_say_and_comes_back_as_it_was(tmp_path, base, kind, part):
     run = write_run(tmp_path / "run", base, kind=kind, **part)
     export_peft(run, tmp_path / "peft")
-    model = peft.PeftModel.from_pretrained(opened(base), tmp_path / "peft").eval()
+    model = with_peft(base, tmp_path / "peft")
     assert model.peft_config["default"].use_rslora is (kind == "rslora")
     ours = logits_of(base, run)
     np.testing.assert_allclose(their_logits(model), ours, atol=1e-4)
@@ -127,7 +136,7 @@ def test_scattered_layers_are_named_one_by_one(tmp_path, base):
     export_peft(run, tmp_path / "peft")
     config = json.loads((tmp_path / "peft" / "adapter_config.json").read_text())
     assert config["target_modules"] == list(kept)
-    model = peft.PeftModel.from_pretrained(opened(base), tmp_path / "peft").eval()
+    model = with_peft(base, tmp_path / "peft")
     np.testing.assert_allclose(their_logits(model), logits_of(base, run), atol=1e-4)
     import_peft(tmp_path / "peft", tmp_path / "back")
     assert bit_equal(run, tmp_path / "back")
@@ -138,13 +147,16 @@ def test_scattered_layers_are_named_one_by_one(tmp_path, base):
 def test_the_dial_is_in_the_scale(tmp_path, base, asked, at):
     run = write_run(tmp_path / "run", base, kind="rslora", scale=0.5)
     assert export_peft(run, tmp_path / "peft", scale=asked).scale == at
-    model = peft.PeftModel.from_pretrained(opened(base), tmp_path / "peft").eval()
+    model = with_peft(base, tmp_path / "peft")
     np.testing.assert_allclose(their_logits(model), logits_of(base, run, scale=at), atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["lora", "dora"])
 def test_an_adapter_that_peft_made_is_imported(tmp_path, base, kind):
     """In the form of SemPA's releases: rank 8, alpha 32, every linear layer."""
+    import peft
+    import torch
+
     settings = peft.LoraConfig(
         **{"r": 8, "lora_alpha": 32, "target_modules": "all-linear", "lora_dropout": 0.05},
         use_dora=kind == "dora",
@@ -182,7 +194,7 @@ def test_a_fused_model_is_base_and_adapter_in_transformers(tmp_path, kind):
     np.testing.assert_allclose(logits_of(tmp_path / "fused"), ours, atol=1e-4)
     assert np.abs(ours - logits_of(base)).max() > 5 * atol
     export_peft(run, tmp_path / "peft")
-    model = peft.PeftModel.from_pretrained(opened(base), tmp_path / "peft").eval()
+    model = with_peft(base, tmp_path / "peft")
     np.testing.assert_allclose(their_logits(model), ours, atol=atol)
 
 
@@ -202,9 +214,11 @@ def test_a_gguf_base_is_exported_too(tmp_path):
     ours = logits_of(file, run)
     export_fused(run, tmp_path / "fused", FusePlan())
     np.testing.assert_allclose(their_logits(opened(tmp_path / "fused")), ours, atol=1e-4)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "fused")
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(tmp_path / "fused")
     assert tokenizer("A cat").input_ids == Encoder.load(run).loaded.tokenizer.encode("A cat")
     base = write_gguf_base(file, tmp_path / "base")
     assert export_peft(run, tmp_path / "peft", base="owner/tiny").base == "owner/tiny"
-    model = peft.PeftModel.from_pretrained(opened(base), tmp_path / "peft").eval()
+    model = with_peft(base, tmp_path / "peft")
     np.testing.assert_allclose(their_logits(model), ours, atol=1e-4)

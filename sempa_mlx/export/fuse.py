@@ -192,8 +192,9 @@ def _config(loaded: LoadedModel, dtype: str) -> dict[str, Any]:
     config |= {name: dtype for name in ("dtype", "torch_dtype") if name in config}
     if "dtype" not in config:
         config["torch_dtype"] = dtype
-    if "text_config" not in config and hasattr(loaded.model.args, "tie_word_embeddings"):
-        config["tie_word_embeddings"] = bool(loaded.model.args.tie_word_embeddings)
+    tied = getattr(getattr(loaded.model, "args", None), "tie_word_embeddings", None)
+    if tied is not None and "text_config" not in config:
+        config["tie_word_embeddings"] = bool(tied)
     return config
 
 

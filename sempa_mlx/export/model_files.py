@@ -14,11 +14,9 @@ from sempa_mlx.model.load import MODEL_FILES, LoadedModel
 
 CONFIG_FILE = "config.json"
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
-# Of other things that may lie in the folder of a model: an adapter, an encoder, our own index.
-_NOT_OF_THE_BASE = {
-    *(CONFIG_FILE, "adapter_config.json", "encoder.json", "model.safetensors.index.json"),
-    *("metrics.jsonl", "results.json"),
-}
+_INDEX_FILE = "model.safetensors.index.json"
+# Written anew or apart, or of other things that may lie in the folder of a model.
+_NO_SIDE_FILES = {CONFIG_FILE, _INDEX_FILE, "adapter_config.json", "encoder.json", "results.json"}
 
 
 def copy_base(path: Path, folder: Path) -> Path:
@@ -26,7 +24,7 @@ def copy_base(path: Path, folder: Path) -> Path:
     folder.mkdir()
     if path.is_file():
         return Path(shutil.copyfile(path, folder / path.name))
-    index = path.glob("model.safetensors.index.json")
+    index = path.glob(_INDEX_FILE)
     for file in (*weight_files(path), *index, path / CONFIG_FILE):
         shutil.copyfile(file, folder / file.name)
     _copy_side_files(path, folder)
@@ -45,7 +43,7 @@ def _copy_side_files(path: Path, folder: Path) -> None:
     names = {file.name for pattern in MODEL_FILES for file in path.glob(pattern)}
     licences = {file.name for file in path.glob("LICENSE*")}
     weights = {file.name for file in weight_files(path)}
-    for name in sorted((names | licences) - weights - _NOT_OF_THE_BASE):
+    for name in sorted((names | licences) - weights - _NO_SIDE_FILES):
         shutil.copyfile(path / name, folder / name)
 
 
