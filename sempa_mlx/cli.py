@@ -6,10 +6,11 @@ Heavy modules are imported inside the commands, so that `--help` answers at once
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 
+from sempa_mlx.cli_export import export_app
 from sempa_mlx.cli_groups import config_app, data_app, eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
@@ -43,6 +44,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(export_app)
 app.add_typer(eval_app, name="eval")
 app.add_typer(sparse_app, name="sparse")
 app.add_typer(data_app, name="data")
@@ -220,27 +222,6 @@ def report(
 
     request = ReportRequest(run, data, pairs, results or [], measure)
     run_report(console, request, out=out, force=force)
-
-
-@app.command()
-def export(
-    to: Annotated[
-        Literal["mlx", "sparse-autoencoder"],
-        typer.Option("--to", help="An adapter for mlx-lm; a coder for sentence-transformers."),
-    ],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write.")],
-    adapter_path: Annotated[Path, typer.Option("--adapter-path")] = Path("adapters"),
-    coder: Annotated[
-        Path | None, typer.Option("--coder", help="Coder file, or run folder that holds one.")
-    ] = None,
-) -> None:
-    """Write an adapter, and its base if that is a GGUF file, for mlx-lm; or a sparse coder."""
-    from sempa_mlx.commands.export import run_export, run_export_coder
-
-    if to == "mlx":
-        run_export(console, adapter_path, coder, out)
-    else:
-        run_export_coder(console, coder, out)
 
 
 @app.command()

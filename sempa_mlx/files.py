@@ -65,6 +65,31 @@ def write_folder_files(folder: Path, writers: Mapping[str, Callable[[Path], obje
             shutil.rmtree(stage, ignore_errors=True)
 
 
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `folder`, and move it there when the block ends well.
+
+    Raises:
+        UsageError: the path is a file, or a folder that is not empty.
+        ResourceError: the disk is full or cannot be written to; nothing of the new folder is left.
+    """
+    refuse_filled(folder)
+    staging = None
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
+        stage = staging / folder.name  # of the usual rights; those of `staging` are its owner's
+        stage.mkdir()
+        yield stage
+        stage.replace(folder)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ResourceError(f"cannot write {folder}: {reason}") from error
+    finally:
+        if staging is not None:
+            shutil.rmtree(staging, ignore_errors=True)
+
+
 def refuse_existing(path: Path, *, force: bool) -> None:
     """Refuse to overwrite a file unless forced, and to write through a link at all.
 

@@ -4,7 +4,13 @@ import os
 import pytest
 
 from sempa_mlx.errors import ResourceError, UsageError
-from sempa_mlx.files import refuse_existing, replacing, write_folder_files, write_text
+from sempa_mlx.files import (
+    new_folder,
+    refuse_existing,
+    replacing,
+    write_folder_files,
+    write_text,
+)
 
 
 def write_and_raise(path, text, error):
@@ -150,3 +156,54 @@ def test_a_link_is_refused_even_when_forced(tmp_path, target, force):
     (tmp_path / "link").symlink_to(tmp_path / target)
     with pytest.raises(UsageError, match="symbolic link"):
         refuse_existing(tmp_path / "link", force=force)
+
+
+# New folders
+
+
+def make_and_raise(folder, error):
+    with new_folder(folder) as stage:
+        (stage / "file").write_text("half")
+        raise error
+
+
+def test_a_new_folder_appears_whole(tmp_path):
+    folder = tmp_path / "a" / "out"
+    with new_folder(folder) as stage:
+        (stage / "inner").mkdir()
+        (stage / "inner" / "file").write_text("new")
+        assert not folder.exists()
+    assert (folder / "inner" / "file").read_text() == "new"
+    assert names(tmp_path / "a") == ["out"]
+    (tmp_path / "plain").mkdir()
+    assert folder.stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_new_folder_may_take_the_place_of_an_empty_one(tmp_path):
+    (tmp_path / "out").mkdir()
+    with new_folder(tmp_path / "out") as stage:
+        (stage / "file").write_text("new")
+    assert names(tmp_path / "out") == ["file"]
+
+
+@pytest.mark.parametrize("error", [ValueError("x"), KeyboardInterrupt(), SystemExit(1)])
+def test_no_half_of_a_new_folder_is_left(tmp_path, error):
+    with pytest.raises(type(error)):
+        make_and_raise(tmp_path / "out", error)
+    assert names(tmp_path) == []
+
+
+def test_a_new_folder_on_a_full_disk_is_a_resource_error(tmp_path):
+    error = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(ResourceError, match=r"cannot write .*out: No space left on device"):
+        make_and_raise(tmp_path / "out", error)
+    assert names(tmp_path) == []
+
+
+def test_a_new_folder_is_not_made_over_another(tmp_path):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "file").write_text("precious")
+    with pytest.raises(UsageError, match="choose a new folder"):
+        make_and_raise(tmp_path / "out", ValueError("x"))
+    assert (tmp_path / "out" / "file").read_text() == "precious"
+    assert names(tmp_path) == ["out"]

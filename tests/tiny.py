@@ -91,7 +91,7 @@ MISFITS = ("gemma3_text", "lfm2")
 
 def tiny_config(kind, **changes):
     """Return the Hugging Face config of a tiny model, as a dictionary."""
-    return {"model_type": kind} | CONFIGS[kind] | changes
+    return {"model_type": kind} | CONFIGS.get(kind, _COMMON) | changes
 
 
 def tiny_model(kind="llama", seed=0, **changes):

@@ -46,6 +46,7 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
     """Embed a file into a file, or stdin into JSON lines on stdout."""
     from sempa_mlx.encoder.methods import find_method
 
+    request = _with_run_as_run(request)
     _check(request)
     if request.method is not None:
         find_method(request.method)  # before a model is loaded
@@ -58,6 +59,22 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
             _to_stdout(console, request, texts, count, batch_tokens)
         else:
             _to_file(console, request, texts, count, out, file_format, batch_tokens)
+
+
+def _with_run_as_run(request: EmbedRequest) -> EmbedRequest:
+    """Let a folder with adapter and base, such as an exported encoder, be named as the model.
+
+    Raises:
+        UsageError: another adapter is named beside it.
+    """
+    from sempa_mlx.model.lora import CONFIG_FILE
+
+    if request.model is None or not (Path(request.model) / CONFIG_FILE).is_file():
+        return request
+    if request.adapter_path is not None:
+        what = f"--model {request.model} has an adapter of its own"
+        raise UsageError(Problem(what, fix="leave --adapter-path out, or name its base"))
+    return replace(request, model=None, adapter_path=Path(request.model))
 
 
 def _check(request: EmbedRequest) -> None:

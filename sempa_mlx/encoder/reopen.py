@@ -12,7 +12,7 @@ from sempa_mlx.encoder.postprocess import PostFit, read_post
 from sempa_mlx.encoder.settings import POST_FILE, settings_from
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.load import LoadedModel, load_model
-from sempa_mlx.model.lora import CONFIG_FILE, load_adapter
+from sempa_mlx.model.lora import CONFIG_FILE, load_adapter, read_adapter_config
 
 
 def origin(encoder: Encoder, adapter_path: Path | None) -> dict[str, Any]:
@@ -42,7 +42,7 @@ def reopen(
         about: what `origin` returned.
         place: the file that says so, for messages.
         model: where the model lies now; by default where it was.
-        adapter_path: the same of the run folder.
+        adapter_path: the same of the run folder; one that holds its base needs no `model`.
         post: the file of the fitted map; by default that in the run folder or among those kept.
 
     Raises:
@@ -57,6 +57,7 @@ def reopen(
     except (KeyError, TypeError) as error:
         what = f"does not say what made the vectors ({error!r})"
         raise ModelError(Problem(what, place, fix="embed again")) from error
+    model = model or _base_inside(adapter_path)
     loaded = _load(model or name, None if model else revision, place)
     if loaded.fingerprint != fingerprint:
         what = f"made by another model than `{loaded.location.name}`"
@@ -78,6 +79,14 @@ def reopen(
         return encoder
     fit = _find_fit(described, _candidates(run, post), place)
     return Encoder(loaded, replace(settings, post=fit))
+
+
+def _base_inside(run: Path | None) -> str | None:
+    """Return the base that lies in an adapter's own folder, as in an exported encoder."""
+    if run is None or not (run / CONFIG_FILE).is_file():
+        return None
+    base = str(read_adapter_config(run).get("model"))
+    return base if Path(base).is_relative_to(run) else None
 
 
 def _load(name: str, revision: str | None, place: str) -> LoadedModel:

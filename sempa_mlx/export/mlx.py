@@ -2,38 +2,52 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from sempa_mlx.encoder.settings import SETTINGS_FILE
-from sempa_mlx.files import refuse_filled, write_folder_files
+from sempa_mlx.encoder.settings import SETTINGS_FILE, read_settings
+from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.export.adapted import BASE_NAME, NOTHING, base_of, public_name
+from sempa_mlx.files import new_folder, refuse_filled, write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
 from sempa_mlx.model.load import locate
-from sempa_mlx.model.lora import CONFIG_FILE, WEIGHTS_FILE, read_adapter_config
+from sempa_mlx.model.lora import CONFIG_FILE, INSIDE, WEIGHTS_FILE, read_adapter_config
 
 BASE_FOLDER = "base"
 
 
 @dataclass(frozen=True, slots=True)
 class MlxExport:
-    """What was written: the adapter folder, and what `--model` to use with it."""
+    """What was written.
+
+    Attributes:
+        adapter: the folder.
+        model: what `--model` to use with it.
+        inside: name of the base in the folder, if it was written there.
+        base_name: Hub id of the base, if it has one.
+    """
 
     adapter: Path
     model: str
+    inside: str | None
+    base_name: str | None
 
 
-def export_mlx(adapter: Path, out: Path) -> MlxExport:
+def export_mlx(adapter: Path, out: Path, *, base: str | None = None) -> MlxExport:
     """Write an adapter folder that `mlx_lm` loads with `--adapter-path`.
 
     A base that mlx-lm cannot open by itself (a GGUF file) is written as `out/base`, float32, with
     its tokenizer: exactly the weights the adapter was trained on.
+
+    Args:
+        adapter: run folder.
+        out: new folder.
+        base: what the export calls its base; by default the Hub id, or where it lies.
 
     Raises:
         ModelError: the adapter or its base cannot be read.
@@ -41,20 +55,41 @@ def export_mlx(adapter: Path, out: Path) -> MlxExport:
     """
     config = read_adapter_config(adapter)
     refuse_filled(out)
-    location = locate(str(config["model"]), config.get("sempa", {}).get("base_revision"))
-    model = str(location.path)
-    if location.path.suffix == ".gguf":
-        base = write_gguf_base(location.path, out / BASE_FOLDER)
-        model = str(base)
-        config.setdefault("sempa", {})["base_fingerprint"] = fingerprint(weight_files(base))
-    config["model"] = model
-    copies = [name for name in (WEIGHTS_FILE, SETTINGS_FILE) if (adapter / name).is_file()]
-    writers: dict[str, Callable[[Path], object]] = {
-        name: partial(shutil.copyfile, adapter / name) for name in copies
-    }
-    writers[CONFIG_FILE] = lambda path: path.write_text(json.dumps(config, indent=2) + "\n")
-    write_folder_files(out, writers)
-    return MlxExport(out, model)
+    _check_weights(adapter / WEIGHTS_FILE)
+    read_settings(adapter)
+    about = config.get("sempa") or {}
+    location = locate(base_of(adapter, config), about.get("base_revision"))
+    model, name = str(location.path), base or location.reference
+    is_gguf = location.path.suffix == ".gguf"
+    known = base or public_name(location) or about.get(BASE_NAME)
+    with new_folder(out) as stage:
+        if is_gguf:
+            files = write_gguf_base(location.path, stage / BASE_FOLDER)
+            model, name = str(out / BASE_FOLDER), f"{INSIDE}{BASE_FOLDER}"
+            identity = fingerprint(weight_files(files))
+            config["sempa"] = about | {BASE_NAME: known, "base_fingerprint": identity}
+        text = json.dumps(config | {"model": name}, indent=2) + "\n"
+        (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
+        shutil.copyfile(adapter / WEIGHTS_FILE, stage / WEIGHTS_FILE)
+        _copy_settings(adapter / SETTINGS_FILE, stage / SETTINGS_FILE, name)
+    return MlxExport(out, model, BASE_FOLDER if is_gguf else None, known)
+
+
+def _check_weights(path: Path) -> None:
+    try:
+        mx.load(str(path))
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(Problem(f"unreadable ({error})", str(path)), state=NOTHING) from error
+
+
+def _copy_settings(source: Path, target: Path, base: str) -> None:
+    """Copy `encoder.json`, if there is one, with the name that the base has in the export."""
+    if source.is_file():
+        settings = json.loads(source.read_text(encoding="utf-8"))
+        if isinstance(settings.get("model"), dict):
+            settings["model"]["name"] = base
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        target.write_text(text, encoding="utf-8")
 
 
 def write_gguf_base(file: Path, folder: Path) -> Path:

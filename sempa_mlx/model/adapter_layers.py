@@ -102,6 +102,11 @@ def is_adaptable(module: nn.Module) -> bool:
     return isinstance(module, nn.Linear | nn.QuantizedLinear) and not hasattr(module, "to_lora")
 
 
+def can_be_adapted(module: nn.Module) -> bool:
+    """Tell whether a module is a linear layer, with or without an adapter around it."""
+    return is_adaptable(module) or "lora_a" in module
+
+
 def linear_dims(linear: nn.Module) -> tuple[int, int]:
     """Return (inputs, outputs) of a plain or quantised linear layer."""
     outputs, inputs = linear.weight.shape
@@ -141,6 +146,27 @@ def choose_linears(
     ]
     chosen += [module for path, module in modules if path in (keys or ())]
     return {paths[id(module)]: module for module in chosen if is_adaptable(module)}
+
+
+def covering_keys(model: nn.Module, layers: int, adapted: Collection[str]) -> list[str]:
+    """Return the `keys` that choose the layers of these paths and no others, sorted.
+
+    Args:
+        model: with or without its adapter.
+        layers: how many of the last blocks hold them, as `num_layers` says.
+        adapted: paths of linear layers in the model.
+
+    Returns:
+        Names inside a block if those do, as in mlx-lm's own files, else the paths.
+    """
+    inside = [
+        [(key, module) for key, module in block.named_modules() if can_be_adapted(module)]
+        for block in last_blocks(model, layers)
+    ]
+    wanted = {id(module) for path, module in model.named_modules() if path in adapted}
+    keys = {key for pairs in inside for key, module in pairs if id(module) in wanted}
+    chosen = {id(module) for pairs in inside for key, module in pairs if key in keys}
+    return sorted(keys) if chosen == wanted else sorted(adapted)
 
 
 def adapt(

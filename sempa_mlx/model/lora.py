@@ -26,6 +26,7 @@ from sempa_mlx.model.adapter_layers import (
     adapt,
     adapter_shapes,
     choose_linears,
+    covering_keys,
     dora_faults,
     is_adaptable,
     last_blocks,
@@ -36,6 +37,7 @@ from sempa_mlx.model.load import LoadedModel
 WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
 TENSORS = ("lora_a", "lora_b", "m")
+INSIDE = "./"  # begins the name of a base that is kept in the adapter's own folder
 
 
 def linear_keys(model: nn.Module, layers: int = -1) -> tuple[str, ...]:
@@ -163,6 +165,7 @@ def save_adapter(
     rsLoRA is written as what it is to mlx-lm: LoRA with that scale.
     """
     weights = _of_adapter(weights)
+    layers = {name.rpartition(".")[0] for name in weights}
     config = {
         "fine_tune_type": "dora" if settings.kind == "dora" else "lora",
         "model": loaded.location.reference,
@@ -171,7 +174,7 @@ def save_adapter(
             "rank": settings.rank,
             "scale": settings.scale,
             "dropout": settings.dropout,
-            "keys": _adapted_keys(loaded.model, weights),
+            "keys": covering_keys(loaded.model, settings.layers, layers),
         },
         "sempa": {
             "version": __version__,
@@ -192,16 +195,8 @@ def save_adapter(
     )
 
 
-def _adapted_keys(model: nn.Module, weights: Mapping[str, mx.array]) -> list[str]:
-    """Name the layers of these tensors relative to their block, sorted."""
-    layers = {name.rpartition(".")[0] for name in weights}
-    adapted = {id(module) for path, module in model.named_modules() if path in layers}
-    inside = [pair for block in model.layers for pair in block.named_modules()]
-    return sorted({key for key, module in inside if id(module) in adapted})
-
-
 def read_adapter_config(folder: Path) -> dict[str, Any]:
-    """Read `adapter_config.json`.
+    """Read `adapter_config.json`; a base that lies in the folder itself is returned as its path.
 
     Raises:
         ModelError: the folder is no adapter folder, or its config lacks what loading needs.
@@ -227,6 +222,9 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     kind = config.setdefault("fine_tune_type", "lora")
     if kind not in ("lora", "dora"):
         raise ModelError(Problem(f"{kind} adapters are not supported", place))
+    base = str(config.get("model"))
+    if base.startswith(INSIDE) and (folder / base).exists():
+        config["model"] = str(folder / base)
     return dict(config)
 
 

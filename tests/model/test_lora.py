@@ -16,6 +16,7 @@ from mlx_lm.utils import dequantize_model
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError
+from sempa_mlx.model.adapter_layers import adapt, choose_linears, covering_keys, put_on
 from sempa_mlx.model.lora import (
     CONFIG_FILE,
     WEIGHTS_FILE,
@@ -463,6 +464,30 @@ def test_keys_of_blocks_under_another_name_are_written(tmp_path):
     assert keys == ["attn.c_attn", "mlp.c_fc"]
     load_adapters(other, str(tmp_path))
     np.testing.assert_array_equal(outputs(other), outputs(model))
+
+
+@pytest.mark.parametrize(
+    ("layers", "paths", "keys"),
+    [
+        (-1, ["0.mlp.up_proj", "1.mlp.up_proj", "2.mlp.up_proj"], ["mlp.up_proj"]),
+        (2, ["1.mlp.up_proj", "2.mlp.up_proj"], ["mlp.up_proj"]),
+        (-1, ["1.mlp.up_proj", "2.mlp.up_proj"], None),
+        (1, ["1.mlp.up_proj", "2.mlp.up_proj"], None),
+        (2, ["1.mlp.up_proj", "2.mlp.up_proj", "2.mlp.down_proj"], None),
+    ],
+)
+@pytest.mark.parametrize("with_adapter", [False, True])
+def test_keys_choose_the_adapted_layers_and_no_others(layers, paths, keys, with_adapter):
+    """By names inside a block where those will do, else by whole paths."""
+    paths = [f"model.layers.{path}" for path in paths]
+    model = tiny_loaded().model
+    plain = tiny_loaded().model
+    if with_adapter:
+        linears = choose_linears(model, -1, paths)
+        put_on(model, adapt(linears, dora=False, rank=2, scale=1.0, dropout=0.0))
+    found = covering_keys(model, layers, paths)
+    assert found == (keys or sorted(paths))
+    assert choose_linears(plain, layers, found).keys() == set(paths)
 
 
 def test_load_adapter_gives_the_trained_model_back(saved):

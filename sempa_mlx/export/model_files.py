@@ -1,0 +1,69 @@
+"""A base as files: what beside the weights belongs to it, and in what precision it is stored."""
+
+import json
+import shutil
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import mlx.core as mx
+
+from sempa_mlx.model.gguf import model_config, read_gguf
+from sempa_mlx.model.identity import weight_files
+from sempa_mlx.model.load import MODEL_FILES, LoadedModel
+
+CONFIG_FILE = "config.json"
+_FLOATS = (mx.float32, mx.float16, mx.bfloat16)
+_INDEX_FILE = "model.safetensors.index.json"
+# Written anew or apart, or of other things that may lie in the folder of a model.
+_NO_SIDE_FILES = {CONFIG_FILE, _INDEX_FILE, "adapter_config.json", "encoder.json", "results.json"}
+
+
+def copy_base(path: Path, folder: Path) -> Path:
+    """Copy a base as it is, a GGUF file or a folder, into a new folder; return what opens it."""
+    folder.mkdir()
+    if path.is_file():
+        return Path(shutil.copyfile(path, folder / path.name))
+    index = path.glob(_INDEX_FILE)
+    for file in (*weight_files(path), *index, path / CONFIG_FILE):
+        shutil.copyfile(file, folder / file.name)
+    _copy_side_files(path, folder)
+    return folder
+
+
+def write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
+    """Write the tokenizer, its chat template and how to generate: the base's own files."""
+    if loaded.location.path.is_file():
+        loaded.tokenizer.save_pretrained(folder)
+    else:
+        _copy_side_files(loaded.location.path, folder)
+
+
+def _copy_side_files(path: Path, folder: Path) -> None:
+    names = {file.name for pattern in MODEL_FILES for file in path.glob(pattern)}
+    licences = {file.name for file in path.glob("LICENSE*")}
+    weights = {file.name for file in weight_files(path)}
+    for name in sorted((names | licences) - weights - _NO_SIDE_FILES):
+        shutil.copyfile(path / name, folder / name)
+
+
+def base_config(path: Path) -> dict[str, Any]:
+    """Return the `config.json` of a base, without what describes quantised weights."""
+    if path.is_file():
+        return model_config(read_gguf(path))
+    config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    return {name: value for name, value in config.items() if not name.startswith("quantization")}
+
+
+def stored_dtype(path: Path) -> mx.Dtype:
+    """Return the precision of a base's files: that of most of its tensors of real numbers.
+
+    Of quantised weights those are the scales; a GGUF file is read in float32.
+    """
+    if path.is_file():
+        return mx.float32
+    counts: Counter[mx.Dtype] = Counter()
+    for file in weight_files(path):
+        tensors: Any = mx.load(str(file))
+        counts.update(each.dtype for each in tensors.values() if each.dtype in _FLOATS)
+    return max(_FLOATS, key=lambda dtype: counts[dtype])
