@@ -16,11 +16,11 @@ export_app = typer.Typer()
 )
 def export(
     to: Annotated[
-        Literal["mlx", "peft", "fused", "encoder", "sparse-autoencoder"],
+        Literal["mlx", "peft", "fused", "encoder", "sentence-transformers", "sparse-autoencoder"],
         typer.Option(
             "--to",
             help="An adapter for mlx-lm or PEFT; base and adapter fused into one model; one folder "
-            "with all that an encoder needs; a coder for sentence-transformers.",
+            "with all that an encoder needs; a model, or a coder, for sentence-transformers.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder.")],

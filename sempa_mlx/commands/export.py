@@ -10,13 +10,13 @@ from sempa_mlx.console import Console
 from sempa_mlx.errors import Problem, UsageError
 
 NOTHING = "nothing was written"
-ADAPTER_FORMS = ("mlx", "peft", "fused", "encoder")
-_LOADING = ("peft", "fused", "encoder")  # the others need no model in memory
+ADAPTER_FORMS = ("mlx", "peft", "fused", "encoder", "sentence-transformers")
+_LOADING = ADAPTER_FORMS[1:]  # the others need no model in memory
 _OPTIONS = {  # the forms that take an option
     "--coder": ("sparse-autoencoder",),
     "--model": _LOADING,
     "--adapter-scale": _LOADING,
-    "--dtype": ("fused",),
+    "--dtype": ("fused", "sentence-transformers"),
     "--q-bits": ("fused",),
     "--q-group-size": ("fused",),
     "--max-error": ("fused",),
@@ -207,6 +207,30 @@ def _to_encoder(request: ExportRequest) -> Exported:
     )
 
 
+def _to_sentence_transformers(request: ExportRequest) -> Exported:
+    from sempa_mlx.export.sentence_transformers import export_sentence_transformers
+
+    found = export_sentence_transformers(
+        *(request.adapter_path, request.out),
+        model=request.model,
+        scale=request.adapter_scale,
+        dtype=request.fuse.dtype,
+    )
+    cut = "" if found.truncate_dim is None else f", truncate_dim={found.truncate_dim}"
+    return Exported(
+        found.folder,
+        {
+            "path": str(found.folder),
+            "dtype": found.dtype,
+            "dim": found.dim,
+            "adapter_scale": found.scale,
+        },
+        f"SentenceTransformer({str(found.folder)!r}{cut}).encode(['A man plays guitar.'])",
+        scale=found.scale,
+        base=request.base or found.base_name,
+    )
+
+
 def _to_sparse_autoencoder(request: ExportRequest) -> Exported:
     from sempa_mlx.encoder.coder_file import describe_coder, read_coder
     from sempa_mlx.export.sparse_autoencoder import check_kind, export_sparse_autoencoder
@@ -233,5 +257,6 @@ _FORMS: dict[str, Callable[[ExportRequest], Exported]] = {
     "peft": _to_peft,
     "fused": _to_fused,
     "encoder": _to_encoder,
+    "sentence-transformers": _to_sentence_transformers,
     "sparse-autoencoder": _to_sparse_autoencoder,
 }

@@ -139,11 +139,12 @@ def export_fused(
     fuse_layers(opened.loaded.model, dial)
     dtype = stored_dtype(path) if plan.dtype == "auto" else runtime.DTYPES[plan.dtype]
     opened.loaded.model.set_dtype(dtype)
-    config = _config(opened.loaded, runtime.dtype_name(dtype))
+    config = fused_config(opened.loaded, runtime.dtype_name(dtype))
     if plan.is_quantised:
         config = _quantise(opened.loaded.model, config, plan)
     with new_folder(out) as stage:
-        _write(opened.loaded, config, stage)
+        write_weights(opened.loaded, config, stage)
+        write_tokenizer(opened.loaded, stage)
         del opened  # one model in memory at a time
         check = compare(load_model(str(stage), dtype="float32"), expected)
         bound = plan.bound(dtype)
@@ -183,7 +184,7 @@ def _fused_weight(layer: AdapterLayer, factor: float) -> mx.array:
     return weight
 
 
-def _config(loaded: LoadedModel, dtype: str) -> dict[str, Any]:
+def fused_config(loaded: LoadedModel, dtype: str) -> dict[str, Any]:
     """Return the base's config with the precision and the tie of what is written.
 
     Programs differ in whether embeddings are tied when the config does not say.
@@ -209,14 +210,18 @@ def _quantise(model: nn.Module, config: dict[str, Any], plan: FusePlan) -> dict[
     return dict(quantised)
 
 
-def _write(loaded: LoadedModel, config: dict[str, Any], folder: Path) -> None:
+def write_weights(loaded: LoadedModel, config: dict[str, Any], folder: Path) -> None:
+    """Write a model's weights and config into a folder that is there.
+
+    Raises:
+        ResourceError: the disk is full.
+    """
     try:
         save_model(folder, loaded.model)
     except RuntimeError as error:
         raise ResourceError(f"cannot write the weights: {error}", state=NOTHING) from error
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
-    write_tokenizer(loaded, folder)
 
 
 def _too_far(check: LogitCheck, bound: float, plan: FusePlan) -> Problem:

@@ -45,9 +45,16 @@ from sempa_mlx import Encoder
 
 vectors = Encoder.load(snapshot_download("{repo}")).encode(["A cat sleeps on the warm stone."])
 ```""",
+    "sentence-transformers": """Base and adapter in one set of weights, the prompt in the tokenizer.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+vectors = SentenceTransformer("{repo}").encode(["A cat sleeps on the warm stone."])
+```""",
 }
-_LIBRARIES = {"peft": "peft"}
-_TASKS = {"fused": "text-generation"}
+_LIBRARIES = {"peft": "peft", "sentence-transformers": "sentence-transformers"}
+_TASKS = {"fused": "text-generation", "sentence-transformers": "sentence-similarity"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +62,7 @@ class CardFacts:
     """What a card says.
 
     Attributes:
-        form: of the export: mlx, peft, fused, encoder.
+        form: of the export: mlx, peft, fused, encoder, sentence-transformers.
         repo: owner/name.
         base: Hub id of the base, if it is known.
         model: what mlx-lm opens as base once the export lies in the folder `adapter`.
