@@ -147,6 +147,9 @@ def embed(
         typer.Option("--format", help="npy or jsonl; with --sparse: npz, safetensors or jsonl."),
     ] = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=64)] = 4096,
+    update: Annotated[
+        bool, typer.Option("--update", help="Embed new lines only; keep vectors of the others.")
+    ] = False,
     force: ForceOption = False,
 ) -> None:
     """Turn each line of a text file into a vector, or into a sparse code."""
@@ -157,7 +160,7 @@ def embed(
     options = VectorOptions(layer, tuned, post, post_fit)
     request = EmbedRequest(
         *(file, out, file_format, model, adapter_path, adapter_scale, method),
-        *(normalize, truncate_dim, options, SparseOptions(sparse, k)),
+        *(normalize, truncate_dim, options, SparseOptions(sparse, k), update),
     )
     run_embed(console, request, batch_tokens=batch_tokens, force=force)
 

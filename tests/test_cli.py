@@ -83,7 +83,8 @@ def test_a_file_becomes_an_array_beside_it(space, here, vectors):
     described = json.loads(Path("notes.txt.json").read_text())
     assert (described["count"], described["dim"]) == (6, 32)
     assert described["model"]["name"] == str(space / "base")
-    assert sorted(files_below(here)) == ["notes.txt", "notes.txt.json", "notes.txt.npy"]
+    beside = [f"notes.txt.{ending}" for ending in ("ids.npy", "json", "npy")]
+    assert sorted(files_below(here)) == ["notes.txt", *beside]
 
 
 def test_stdin_becomes_json_lines_on_stdout(space, here, vectors):

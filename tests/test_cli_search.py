@@ -83,8 +83,8 @@ def test_codes_lie_beside_vectors_of_the_same_file(space, here):
     outcome = done("embed", "notes.txt", *base_options(space))
     assert outcome.out == "notes.txt.npz\n"
     assert "coder: topk, 6 of 48 latents" in outcome.err
-    names = {"notes.txt", "notes.txt.npy", "notes.txt.json", "notes.txt.npz", "notes.txt.npz.json"}
-    assert {path.name for path in here.iterdir()} == names
+    endings = ("", ".npy", ".json", ".ids.npy", ".npz", ".npz.json")
+    assert {path.name for path in here.iterdir()} == {f"notes.txt{each}" for each in endings}
 
 
 def test_lines_of_a_lexical_coder_are_words(space, here):
@@ -213,7 +213,66 @@ def test_a_sentence_finds_itself_and_its_twin_among_vectors(space, here):
         assert hit["score"] == pytest.approx(vectors[hit["line"] - 1] @ vectors[1], abs=1e-5)
     assert len(hits) == 6
     bare = done("search", space / "run.npy", SENTENCES[1], "--json")
-    assert [hit["text"] for hit in hits_of(bare)] == [None] * 5
+    assert [hit["text"] for hit in hits_of(bare)] == [hit["text"] for hit in hits[:5]]
+
+
+def test_lines_that_changed_since_are_not_shown_as_found(space, here):
+    shutil.copy(space / "notes.txt", here)
+    done("embed", "notes.txt", "--model", space / "base")
+    lines = (here / "notes.txt").read_text().splitlines()
+    (here / "notes.txt").write_text("\n".join([*lines[:-1], "Another line"]) + "\n")
+    outcome = done("search", "notes.txt.npy", SENTENCES[1], "-k", 6, "--json")
+    assert [hit["text"] for hit in hits_of(outcome)] == [None] * 6
+    assert "no longer what was embedded" in done("search", "notes.txt.npy", "cat", "-k", 6).err
+    (here / "notes.txt").unlink()
+    done("search", "notes.txt.npy", "cat")
+
+
+def test_only_new_lines_are_embedded_again(space, here, monkeypatch):
+    (here / "notes.txt").write_text("A cat\nTwo dogs\nA cat\n")
+    done("embed", "notes.txt", "--model", space / "base")
+    first = np.load("notes.txt.npy")
+    (here / "notes.txt").write_text("Two dogs\nA bird sings\nA cat\n")
+    embedded = []
+    encode = Encoder.encode_counted
+
+    def noted(self, texts, **options):
+        embedded.extend(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(Encoder, "encode_counted", noted)
+    told = done("embed", "notes.txt", "--model", space / "base", "--update")
+    assert embedded == ["A bird sings"]
+    assert "3 vectors of 32 dimensions, 2 of them kept" in told.err
+    found = np.load("notes.txt.npy")
+    assert np.array_equal(found[[0, 2]], first[[1, 0]])
+    fresh = Encoder.load(space / "base").encode(["A bird sings"])
+    np.testing.assert_allclose(found[[1]], fresh, atol=1e-6)
+    embedded.clear()
+    done("embed", "notes.txt", "--model", space / "base", "--update")
+    assert embedded == []
+    assert np.array_equal(np.load("notes.txt.npy"), found)
+
+
+def test_vectors_of_another_encoder_are_not_kept(space, here):
+    (here / "notes.txt").write_text("A cat\nTwo dogs\n")
+    done("embed", "notes.txt", "--model", space / "base")
+    before = {path.name: path.read_bytes() for path in here.iterdir()}
+    line = ["embed", "notes.txt", "--model", space / "base", "--update"]
+    error = refused(2, *line, "--method", "mean", "--no-normalize").err
+    assert "vectors: " in error
+    assert "normalize: True there, False now" in error
+    refused(2, *line, "--format", "jsonl")
+    (here / "notes.txt.ids.npy").unlink()
+    assert "no ids of the lines" in refused(3, *line).err
+    del before["notes.txt.ids.npy"]
+    assert {path.name: path.read_bytes() for path in here.iterdir()} == before
+
+
+def test_update_without_an_earlier_file_embeds_all(space, here):
+    (here / "notes.txt").write_text("A cat\nTwo dogs\n")
+    done("embed", "notes.txt", "--model", space / "base", "--update")
+    assert np.load("notes.txt.npy").shape == (2, 32)
 
 
 @pytest.mark.parametrize("name", ["run.npz", "run.npy"])

@@ -40,6 +40,7 @@ class EmbedRequest:
     truncate_dim: int | None
     options: VectorOptions = field(default_factory=VectorOptions)
     sparse: SparseOptions = field(default_factory=SparseOptions)
+    update: bool = False
 
 
 def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, force: bool) -> None:
@@ -88,6 +89,8 @@ def _check(request: EmbedRequest) -> None:
     file_format = request.file_format or Path(request.out or "").suffix.removeprefix(".")
     faults = request.sparse.faults([name for name, is_given in given.items() if is_given])
     faults += request.sparse.format_faults(file_format)
+    if request.update and (request.sparse.coder or request.out == STREAM or file_format == "jsonl"):
+        faults.append(Problem("--update keeps vectors of an earlier .npy; it goes with no other"))
     if faults:
         raise UsageError([*request.options.faults(), *faults], state="nothing was started")
     request.options.check()
@@ -129,7 +132,7 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
     for path in [out] if file_format == "jsonl" else [out, sidecar_path(out)]:
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
-        refuse_existing(path, force=force)
+        refuse_existing(path, force=force or request.update)
     return out, file_format
 
 
@@ -209,6 +212,7 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
     file_format: str,
     batch_tokens: int,
 ) -> None:
+    from sempa_mlx.encoder.dense_search import known_lines
     from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.encoder.sparse_embed import code_to_file
     from sempa_mlx.encoder.store import embed_for_others, embed_to_file
@@ -237,11 +241,14 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         warn_cut(console, coded.num_truncated, encoder.settings.max_tokens)
         show_codes(console, coding, coded)
         return
+    known = known_lines(encoder, out, run) if request.update and out.exists() else None
     with console.progress("embedding", count, "texts") as advance:
         written = embed_to_file(
             *(encoder, texts, out),
             file_format=file_format,
             adapter_path=run,
+            source=None if request.file == STREAM else Path(request.file),
+            known=known,
             batch_tokens=batch_tokens,
             on_progress=advance,
         )
@@ -251,7 +258,8 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
 
 def _show_vectors(console: Console, written: "Embedded") -> None:
     beside = f", described in {written.sidecar}" if written.sidecar else ""
-    console.say(f"{written.count} vectors of {written.dim} dimensions{beside}")
+    kept = f", {written.num_kept} of them kept" if written.num_kept else ""
+    console.say(f"{written.count} vectors of {written.dim} dimensions{kept}{beside}")
     console.result(str(written.path))
     console.document(
         {

@@ -11,7 +11,7 @@ from sempa_mlx.data.readers import read_lines
 from sempa_mlx.errors import DataError, ModelError, Problem, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from sempa_mlx.encoder.ranking import Hits
 
@@ -39,7 +39,7 @@ class Found:
 
     hits: "list[Hits]"
     count: int
-    texts: "Sequence[str] | None"
+    texts: "Sequence[str] | Mapping[int, str] | None"
 
 
 def run_search(console: Console, request: SearchRequest) -> None:
@@ -118,7 +118,27 @@ def _search_vectors(console: Console, request: SearchRequest, queries: list[str]
     unit = Encoder(encoder.loaded, replace(encoder.settings, normalize=True))
     vectors, num_cut = unit.encode_counted(queries)
     warn_cut(console, num_cut, encoder.settings.max_tokens)
-    return Found(store.search(vectors, request.k), count, texts)
+    hits = store.search(vectors, request.k)
+    if texts is None:
+        lines = _source_lines(console, request.store, store.about, hits, count)
+        return Found(hits, count, lines)
+    return Found(hits, count, texts)
+
+
+def _source_lines(
+    console: Console, path: Path, about: dict[str, Any], hits: "list[Hits]", count: int
+) -> "Mapping[int, str] | None":
+    """Return the lines found, from the file that was embedded, if they are what they were."""
+    from sempa_mlx.encoder.line_ids import ids_path, lines_at, read_ids
+
+    source = about.get("source")
+    if source is None or not ids_path(path).is_file():
+        return None
+    rows = [row for each in hits for row, _ in each]
+    found = lines_at(Path(source), rows, read_ids(path, count))
+    if found is None:
+        console.say(f"{source} is no longer what was embedded: --texts names the lines' file")
+    return found
 
 
 def _search_codes(console: Console, request: SearchRequest, queries: list[str]) -> Found:

@@ -14,10 +14,11 @@ from typing import IO, Any
 import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.line_ids import ids_path, line_ids
 from sempa_mlx.encoder.ranking import Hits, nearest_rows
 from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import replacing, write_text
+from sempa_mlx.files import replacing
 
 FORMATS = ("npy", "jsonl")
 WINDOW = 8192  # texts read, deduplicated and sorted by length together
@@ -25,13 +26,17 @@ WINDOW = 8192  # texts read, deduplicated and sorted by length together
 
 @dataclass(frozen=True, slots=True)
 class Embedded:
-    """What was written: where, how many vectors of which length, how many texts were cut."""
+    """What was written: where, how many vectors of which length, how many texts were cut.
+
+    `num_kept` vectors were taken from an earlier file.
+    """
 
     path: Path
     sidecar: Path | None
     count: int
     dim: int
     num_truncated: int
+    num_kept: int = 0
 
 
 @dataclass(slots=True)
@@ -39,6 +44,20 @@ class Tally:
     """What is counted while windows stream by."""
 
     num_truncated: int = 0
+    num_kept: int = 0
+
+
+class KnownLines:
+    """Vectors of an earlier file by the hash of their lines."""
+
+    def __init__(self, vectors: np.ndarray, ids: np.ndarray) -> None:
+        """Take vectors (n, dim) float32 and hashes (n, 16) uint8; both may be mapped from disk."""
+        self.vectors = vectors
+        self._rows = {bytes(each): row for row, each in enumerate(np.asarray(ids))}
+
+    def rows(self, ids: np.ndarray) -> list[int | None]:
+        """Return the row of each hash, None for those of new lines."""
+        return [self._rows.get(bytes(each)) for each in ids]
 
 
 def format_of(path: Path, wanted: str | None, formats: Sequence[str] = FORMATS) -> str:
@@ -70,10 +89,12 @@ def embed_to_file(  # noqa: PLR0913 - one value each
     *,
     file_format: str,
     adapter_path: Path | None = None,
+    source: Path | None = None,
+    known: KnownLines | None = None,
     batch_tokens: int = 4096,
     on_progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Embed texts in order into `out`, with a sidecar `out` + `.json` for npy.
+    """Embed texts in order into `out`; beside npy, a sidecar and the hashes of the lines.
 
     Args:
         encoder: makes the vectors.
@@ -81,6 +102,8 @@ def embed_to_file(  # noqa: PLR0913 - one value each
         out: the file to write.
         file_format: `npy` (one float32 array, (n, dim)) or `jsonl` (a text and its vector a line).
         adapter_path: where the adapter lies; the sidecar says so, and `search` finds it there.
+        source: the file the texts are the lines of; the sidecar says so, and `search` reads it.
+        known: lines that need not be embedded again, made by the same encoder.
         batch_tokens: upper bound of tokens in one forward pass.
         on_progress: called with the number of texts done.
 
@@ -89,18 +112,17 @@ def embed_to_file(  # noqa: PLR0913 - one value each
         ResourceError: the disk is full or not writable; nothing is written.
     """
     tally = Tally()
-    parts = windows(encoder, texts, batch_tokens, on_progress, tally)
-    with replacing(out) as temporary:
-        if file_format == "npy":
-            count = _write_npy(temporary, parts, encoder.dim)
-        else:
-            with temporary.open("w", encoding="utf-8") as handle:
-                count = write_jsonl(handle, parts)
-    sidecar = None
-    if file_format == "npy":
-        sidecar = sidecar_path(out)
-        write_text(sidecar, sidecar_text(encoder, count, adapter_path))
-    return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated)
+    parts = windows(encoder, texts, batch_tokens, on_progress, tally, known)
+    if file_format == "jsonl":
+        with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
+            count = write_jsonl(handle, parts)
+        return Embedded(out, None, count, encoder.dim, tally.num_truncated, tally.num_kept)
+    sidecar = sidecar_path(out)
+    # All three are whole before the first takes its place.
+    with replacing(out) as vectors, replacing(ids_path(out)) as ids, replacing(sidecar) as about:
+        count = _write_npy(vectors, ids, parts, encoder.dim)
+        about.write_text(sidecar_text(encoder, count, adapter_path, source), encoding="utf-8")
+    return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated, tally.num_kept)
 
 
 def embed_for_others(encoder: Encoder, texts: Iterable[str], *, batch_tokens: int = 4096) -> None:
@@ -129,30 +151,56 @@ def windows(
     batch_tokens: int,
     on_progress: Callable[[int], None] | None,
     tally: Tally,
+    known: KnownLines | None = None,
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """Yield window after window of texts with their vectors, (texts, dim) float32."""
     source = iter(texts)
     while window := list(islice(source, WINDOW)):
+        rows = [None] * len(window) if known is None else known.rows(line_ids(window))
+        new = [at for at, row in enumerate(rows) if row is None]
         vectors, num_truncated = encoder.encode_counted(
-            window, batch_tokens=batch_tokens, on_progress=on_progress
+            [window[at] for at in new], batch_tokens=batch_tokens, on_progress=on_progress
         )
+        if known is not None and len(new) < len(window):
+            vectors = _filled(vectors, new, rows, known)
+            tally.num_kept += len(window) - len(new)
+            if on_progress:
+                on_progress(len(window) - len(new))
         tally.num_truncated += num_truncated
         yield window, vectors
 
 
-def _write_npy(path: Path, windows: Iterable[tuple[list[str], np.ndarray]], dim: int) -> int:
+def _filled(
+    vectors: np.ndarray, new: Sequence[int], rows: Sequence[int | None], known: KnownLines
+) -> np.ndarray:
+    """Put new vectors and known ones where their lines stand."""
+    found = np.empty((len(rows), vectors.shape[1]), dtype=np.float32)
+    found[list(new)] = vectors
+    for at, row in enumerate(rows):
+        if row is not None:
+            found[at] = known.vectors[row]
+    return found
+
+
+def _write_npy(
+    path: Path, ids: Path, windows: Iterable[tuple[list[str], np.ndarray]], dim: int
+) -> int:
     """Write a growing array: numpy pads its header, so the final count fits over the first one."""
     count = 0
+    hashes = [line_ids([])]
     with path.open("wb") as handle:
         _npy_header(handle, 0, dim)
         start = handle.tell()
-        for _, vectors in windows:
+        for texts, vectors in windows:
             handle.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
+            hashes.append(line_ids(texts))
             count += len(vectors)
         handle.seek(0)
         _npy_header(handle, count, dim)
         if handle.tell() != start:
             raise RuntimeError("numpy changed the length of its header")
+    with ids.open("wb") as handle:
+        np.save(handle, np.concatenate(hashes), allow_pickle=False)
     return count
 
 
@@ -172,9 +220,15 @@ def write_jsonl(handle: IO[str], windows: Iterable[tuple[list[str], np.ndarray]]
     return count
 
 
-def sidecar_text(encoder: Encoder, count: int, adapter_path: Path | None = None) -> str:
+def sidecar_text(
+    encoder: Encoder, count: int, adapter_path: Path | None = None, source: Path | None = None
+) -> str:
     """Return the JSON that stands beside a vector file: what made it, how many, how long."""
-    about = {"count": count, **origin(encoder, adapter_path)}
+    about = {
+        "count": count,
+        "source": None if source is None else str(source.resolve()),
+        **origin(encoder, adapter_path),
+    }
     return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
 
 

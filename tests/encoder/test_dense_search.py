@@ -42,10 +42,10 @@ def test_best_rows_are_those_of_a_stable_sort(scores, data):
     assert best_rows(scores, k) == [(row, float(scores[row])) for row in order]
 
 
-@pytest.mark.parametrize("block", [1, 50, 1 << 24])
+@pytest.mark.parametrize("block", [1, 700, 1 << 24])
 @pytest.mark.parametrize("normalize", [True, False])
 def test_hits_are_those_of_float64_cosines(tmp_path, monkeypatch, normalize, block):
-    monkeypatch.setattr(dense_search, "BLOCK_VALUES", block)
+    monkeypatch.setattr(dense_search, "BLOCK_BYTES", block)
     path = written(tmp_path, normalize=normalize)
     rows = unit(np.load(path).astype(np.float64))
     queries = unit(np.random.default_rng(0).normal(size=(6, 32)))

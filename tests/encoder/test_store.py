@@ -42,7 +42,8 @@ def test_npy_holds_what_encode_returns(tmp_path, window):
     np.testing.assert_allclose(vectors, encoder().encode(TEXTS), atol=1e-6)
     assert (written.path, written.count, written.dim) == (out, 20, 32)
     assert written.num_truncated == 0
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["vectors.json", "vectors.npy"]
+    names = sorted(path.name for path in tmp_path.iterdir())
+    assert names == ["vectors.ids.npy", "vectors.json", "vectors.npy"]
 
 
 def test_npy_can_be_mapped_into_memory(tmp_path):
@@ -59,7 +60,7 @@ def test_the_file_beside_npy_says_what_made_it(tmp_path):
     assert written.sidecar == tmp_path / "a.json"
     described = json.loads(written.sidecar.read_text())
     found_again = {"vectors": small.vectors_key, "adapter_path": str(tmp_path.resolve() / "c")}
-    assert described == {"count": 20, **small.describe(), **found_again}
+    assert described == {"count": 20, "source": None, **small.describe(), **found_again}
     assert (described["dim"], described["method"]) == (6, "mean")
     assert np.load(tmp_path / "a.npy").shape == (20, 6)
 
