@@ -18,6 +18,7 @@ from sempa_mlx.cli_options import (
     ModelOption,
     PostFitOption,
     PostOption,
+    PrecisionOption,
     SparseOption,
     TunedOption,
     console,
@@ -150,6 +151,7 @@ def embed(
     update: Annotated[
         bool, typer.Option("--update", help="Embed new lines only; keep vectors of the others.")
     ] = False,
+    precision: PrecisionOption = None,
     force: ForceOption = False,
 ) -> None:
     """Turn each line of a text file into a vector, or into a sparse code."""
@@ -160,7 +162,7 @@ def embed(
     options = VectorOptions(layer, tuned, post, post_fit)
     request = EmbedRequest(
         *(file, out, file_format, model, adapter_path, adapter_scale, method),
-        *(normalize, truncate_dim, options, SparseOptions(sparse, k), update),
+        *(normalize, truncate_dim, options, SparseOptions(sparse, k), update, precision),
     )
     run_embed(console, request, batch_tokens=batch_tokens, force=force)
 
@@ -184,6 +186,11 @@ def search(
     post: Annotated[
         Path | None, typer.Option("--post", help="Where the fitted map of a .npy lies now.")
     ] = None,
+    precision: PrecisionOption = None,
+    rescore: Annotated[
+        int | None,
+        typer.Option("--rescore", min=1, help="Candidates of the codes for each hit. [8]"),
+    ] = None,
 ) -> None:
     """Find the lines of an embedded file that are nearest to a text.
 
@@ -191,7 +198,10 @@ def search(
     """
     from sempa_mlx.commands.search import SearchRequest, run_search
 
-    run_search(console, SearchRequest(store, query, k, texts, model, adapter_path, sparse, post))
+    request = SearchRequest(
+        *(store, query, k, texts, model, adapter_path, sparse, post, precision, rescore)
+    )
+    run_search(console, request)
 
 
 @app.command(epilog="Example:  sempa-mlx report adapters --results sts.json")

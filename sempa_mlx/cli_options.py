@@ -74,3 +74,7 @@ SparseOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+PrecisionOption = Annotated[
+    Literal["int8", "binary"] | None,
+    typer.Option("--precision", help="Codes of a byte or a bit a number beside a .npy."),
+]

@@ -454,3 +454,27 @@ def test_a_query_without_a_code_is_warned_of(space, here):
     assert "a query has a code without values" in outcome.err
     assert "only 0 of 6 lines share a latent with the query" in outcome.err
     assert hits_of(done("search", "a.npz", "a cat", "--json")) == []
+
+
+@pytest.mark.parametrize("precision", ["int8", "binary"])
+def test_a_search_through_codes_from_the_line(space, here, precision):
+    shutil.copy(space / "notes.txt", here)
+    done("embed", "notes.txt", "--model", space / "base")
+    line = ["search", "notes.txt.npy", SENTENCES[1], "--precision", precision]
+    assert "make them: sempa-mlx embed" in refused(3, *line).err
+    again = ["embed", "notes.txt", "--model", space / "base", "--update", "--precision", precision]
+    assert f"codes: notes.txt.{precision}.npy" in done(*again).err
+    found = hits_of(done(*line, "--rescore", 6, "--json"))
+    assert found == hits_of(done(*line[:3], "--json"))
+    (here / "notes.txt").write_text("Another\n" + (here / "notes.txt").read_text())
+    done(*again[:5])
+    assert "codes of other vectors" in refused(3, *line).err
+
+
+def test_precision_and_rescore_have_their_places(space, here):
+    shutil.copy(space / "run.npz", here)
+    error = refused(2, "search", "run.npz", "cat", "--precision", "int8").err
+    assert "sparse ones" in error
+    assert "goes with --precision" in refused(2, "search", "a.npy", "cat", "--rescore", 4).err
+    shutil.copy(space / "notes.txt", here)
+    refused(2, "embed", "notes.txt", "--precision", "int8", "--format", "jsonl")

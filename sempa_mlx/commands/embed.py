@@ -41,6 +41,7 @@ class EmbedRequest:
     options: VectorOptions = field(default_factory=VectorOptions)
     sparse: SparseOptions = field(default_factory=SparseOptions)
     update: bool = False
+    precision: str | None = None
 
 
 def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, force: bool) -> None:
@@ -91,6 +92,10 @@ def _check(request: EmbedRequest) -> None:
     faults += request.sparse.format_faults(file_format)
     if request.update and (request.sparse.coder or request.out == STREAM or file_format == "jsonl"):
         faults.append(Problem("--update keeps vectors of an earlier .npy; it goes with no other"))
+    if request.precision and (
+        request.sparse.coder or request.out == STREAM or file_format == "jsonl"
+    ):
+        faults.append(Problem("--precision adds codes to a .npy of vectors; it goes with no other"))
     if faults:
         raise UsageError([*request.options.faults(), *faults], state="nothing was started")
     request.options.check()
@@ -253,6 +258,11 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
             on_progress=advance,
         )
     warn_cut(console, written.num_truncated, encoder.settings.max_tokens)
+    if request.precision:
+        from sempa_mlx.encoder.dense_search import read_dense
+        from sempa_mlx.encoder.quantised_store import quantise
+
+        console.say(f"codes: {quantise(read_dense(out), out, request.precision)}")
     _show_vectors(console, written)
 
 

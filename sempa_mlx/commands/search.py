@@ -31,6 +31,8 @@ class SearchRequest:
     adapter_path: Path | None
     sparse: Path | None
     post: Path | None
+    precision: str | None = None
+    rescore: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,6 +79,10 @@ def _kind(request: SearchRequest) -> str:
         faults.append(Problem("--sparse names a coder, but the store holds vectors"))
     if kind == SPARSE and request.post is not None:
         faults.append(Problem("--post names a map of vectors, but the store holds codes"))
+    if kind == SPARSE and request.precision is not None:
+        faults.append(Problem("--precision names codes of vectors; the store holds sparse ones"))
+    if request.rescore is not None and request.precision is None:
+        faults.append(Problem("--rescore goes with --precision"))
     if faults:
         raise UsageError(faults, state="nothing was searched")
     return kind
@@ -103,10 +109,14 @@ def _search_vectors(console: Console, request: SearchRequest, queries: list[str]
 
     from sempa_mlx.encoder.dense_search import read_dense
     from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.quantised_store import RESCORE, read_quantised
     from sempa_mlx.encoder.reopen import reopen
 
     store = read_dense(request.store)
     count = len(store.vectors)
+    codes = None
+    if request.precision is not None:  # before a model is loaded
+        codes = read_quantised(store, request.store, request.precision)
     texts = _texts(request, count)
     with console.working("loading the model"):
         encoder = reopen(
@@ -118,7 +128,10 @@ def _search_vectors(console: Console, request: SearchRequest, queries: list[str]
     unit = Encoder(encoder.loaded, replace(encoder.settings, normalize=True))
     vectors, num_cut = unit.encode_counted(queries)
     warn_cut(console, num_cut, encoder.settings.max_tokens)
-    hits = store.search(vectors, request.k)
+    if codes is None:
+        hits = store.search(vectors, request.k)
+    else:
+        hits = codes.search(vectors, request.k, request.rescore or RESCORE)
     if texts is None:
         lines = _source_lines(console, request.store, store.about, hits, count)
         return Found(hits, count, lines)

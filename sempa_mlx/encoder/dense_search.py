@@ -49,7 +49,8 @@ class DenseStore:
         """
         found: list[Hits] = [[] for _ in queries]
         num_faulty = 0
-        for start, rows in self._blocks(len(queries)):
+        width = max(self.vectors.shape[1], len(queries), 1)
+        for start, rows in self.blocks(max(1, BLOCK_BYTES // (4 * width))):
             cosines = queries @ rows.T
             faulty = ~np.isfinite(rows).all(axis=1) if not np.isfinite(cosines).all() else ()
             num_faulty += int(np.sum(faulty))
@@ -64,17 +65,20 @@ class DenseStore:
             raise DataError(Problem(what, str(self.place), fix="embed the file again"))
         return found
 
-    def _blocks(self, num_queries: int) -> Iterator[tuple[int, np.ndarray]]:
-        """Yield first row and rows of unit length, block by block; let go of what was read."""
-        size = max(1, BLOCK_BYTES // (4 * max(self.vectors.shape[1], num_queries, 1)))
-        is_unit = self.about["normalize"]
+    def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
+        """Yield first row and rows of unit length, `size` at a time; let go of what was read."""
         for start in range(0, len(self.vectors), size):
             rows = self.vectors[start : start + size]
-            yield start, rows if is_unit else at_unit_length(rows)
-            _let_go(self.vectors, start, start + len(rows))
+            yield start, rows if self.about["normalize"] else at_unit_length(rows)
+            let_go(self.vectors, start, start + len(rows))
+
+    def rows(self, chosen: np.ndarray) -> np.ndarray:
+        """Return some rows at unit length, (chosen, dim) float32."""
+        found = np.asarray(self.vectors[chosen])
+        return found if self.about["normalize"] else at_unit_length(found)
 
 
-def _let_go(vectors: np.ndarray, start: int, stop: int) -> None:
+def let_go(vectors: np.ndarray, start: int, stop: int) -> None:
     """Tell the system that mapped rows need not stay in this process's memory."""
     if not isinstance(vectors, np.memmap) or not hasattr(mmap, "MADV_DONTNEED"):
         return

@@ -4,6 +4,7 @@ Texts are read, embedded and written window by window, so memory does not grow w
 output takes its place only when it is whole. Beside it stands a JSON file that says what made it.
 """
 
+import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -120,8 +121,9 @@ def embed_to_file(  # noqa: PLR0913 - one value each
     sidecar = sidecar_path(out)
     # All three are whole before the first takes its place.
     with replacing(out) as vectors, replacing(ids_path(out)) as ids, replacing(sidecar) as about:
-        count = _write_npy(vectors, ids, parts, encoder.dim)
-        about.write_text(sidecar_text(encoder, count, adapter_path, source), encoding="utf-8")
+        count, digest = _write_npy(vectors, ids, parts, encoder.dim)
+        facts = {"count": count, "ids": digest, "source": source and str(source.resolve())}
+        about.write_text(sidecar_text(encoder, facts, adapter_path), encoding="utf-8")
     return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated, tally.num_kept)
 
 
@@ -184,8 +186,11 @@ def _filled(
 
 def _write_npy(
     path: Path, ids: Path, windows: Iterable[tuple[list[str], np.ndarray]], dim: int
-) -> int:
-    """Write a growing array: numpy pads its header, so the final count fits over the first one."""
+) -> tuple[int, str]:
+    """Write a growing array and its lines' hashes; return their count and a digest of the hashes.
+
+    numpy pads its header, so the final count fits over the first one.
+    """
     count = 0
     hashes = [line_ids([])]
     with path.open("wb") as handle:
@@ -199,9 +204,10 @@ def _write_npy(
         _npy_header(handle, count, dim)
         if handle.tell() != start:
             raise RuntimeError("numpy changed the length of its header")
+    joined = np.concatenate(hashes)
     with ids.open("wb") as handle:
-        np.save(handle, np.concatenate(hashes), allow_pickle=False)
-    return count
+        np.save(handle, joined, allow_pickle=False)
+    return count, hashlib.sha256(joined.tobytes()).hexdigest()[:16]
 
 
 def _npy_header(handle: IO[bytes], count: int, dim: int) -> None:
@@ -220,16 +226,9 @@ def write_jsonl(handle: IO[str], windows: Iterable[tuple[list[str], np.ndarray]]
     return count
 
 
-def sidecar_text(
-    encoder: Encoder, count: int, adapter_path: Path | None = None, source: Path | None = None
-) -> str:
-    """Return the JSON that stands beside a vector file: what made it, how many, how long."""
-    about = {
-        "count": count,
-        "source": None if source is None else str(source.resolve()),
-        **origin(encoder, adapter_path),
-    }
-    return json.dumps(about, indent=2, ensure_ascii=False) + "\n"
+def sidecar_text(encoder: Encoder, facts: dict[str, Any], adapter_path: Path | None = None) -> str:
+    """Return the JSON that stands beside a vector file: how many, of what, and what made them."""
+    return json.dumps(facts | origin(encoder, adapter_path), indent=2, ensure_ascii=False) + "\n"
 
 
 def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> Hits:

