@@ -74,7 +74,8 @@ class DenseStore:
 
     def rows(self, chosen: np.ndarray) -> np.ndarray:
         """Return some rows at unit length, (chosen, dim) float32."""
-        found = np.asarray(self.vectors[chosen])
+        found = np.array(self.vectors[chosen])
+        let_go(self.vectors, 0, len(self.vectors))
         return found if self.about["normalize"] else at_unit_length(found)
 
 
