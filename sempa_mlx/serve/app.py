@@ -48,8 +48,8 @@ class Api:
         self._admission = Admission(limits.requests, limits.retry_after)
 
     async def health(self, _request: Request) -> Response:
-        """Say that the server answers."""
-        return JSONResponse({"status": "ok"})
+        """Say that the server answers, and how many requests it has."""
+        return JSONResponse({"status": "ok", "requests": self._admission.inside})
 
     async def models(self, request: Request) -> Response:
         """List the models, or describe one."""
@@ -186,7 +186,7 @@ def make_app(
         log(bug_report(error))
         return error_reply(internal_fault())
 
-    return Starlette(
+    app = Starlette(
         routes=[
             Route("/health", api.health, methods=["GET"]),
             Route("/v1/models", api.models, methods=["GET"]),
@@ -206,6 +206,8 @@ def make_app(
         },
         lifespan=lifespan,
     )
+    app.router.redirect_slashes = False  # a redirect would repeat what the client named as host
+    return app
 
 
 async def _refused(_request: Request, error: Exception) -> Response:
