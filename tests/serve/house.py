@@ -100,12 +100,11 @@ class House:
     def socket(self):
         return socket.create_connection(("127.0.0.1", self.port), timeout=SECONDS)
 
-    def greedy(self, content, count, factor):
-        """What the model says, greedily: one whole forward pass a token, as an oracle."""
+    def greedy(self, asked, count, factor):
+        """What the model says to a question or a conversation, one whole forward pass a token."""
         tokenizer, model = self.encoder.loaded.tokenizer, self.encoder.loaded.model
-        tokens = tokenizer.apply_chat_template(
-            [{"role": "user", "content": content}], add_generation_prompt=True
-        )
+        turns = [{"role": "user", "content": asked}] if isinstance(asked, str) else asked
+        tokens = tokenizer.apply_chat_template(turns, add_generation_prompt=True)
         start = len(tokens)
         with dialled(model, factor):
             while len(tokens) < start + count:
