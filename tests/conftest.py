@@ -12,6 +12,8 @@ import pytest
 
 import sempa_mlx  # noqa: F401 - before any test imports mlx, for the fast BLAS
 
+CONNECT = socket.socket.connect
+
 
 @pytest.fixture(autouse=True)
 def no_network(request, monkeypatch):
@@ -24,6 +26,18 @@ def no_network(request, monkeypatch):
 
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     monkeypatch.setattr(socket.socket, "connect", refuse)
+
+
+@pytest.fixture
+def loopback(no_network, monkeypatch):
+    """Allow connections to servers of the test itself, on 127.0.0.1 alone."""
+
+    def connect(self, address):
+        if not (isinstance(address, tuple) and address[0] == "127.0.0.1"):
+            raise OSError("tests are offline")
+        return CONNECT(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect)
 
 
 @pytest.fixture(scope="session")

@@ -44,7 +44,7 @@ def continue_greedily(
     Returns:
         Texts in input order, without stop texts and control tokens.
     """
-    if batch_rows > 1 and len(prompts) > 1 and not _batches_exactly(loaded.model, prompts[0]):
+    if batch_rows > 1 and len(prompts) > 1 and not batches_exactly(loaded.model, prompts[0]):
         batch_rows = 1
     shared, cache = _shared_cache(loaded.model, prompts)
     waiting = list(reversed(range(len(prompts))))
@@ -74,7 +74,7 @@ def continue_greedily(
     return [texts[index] for index in range(len(prompts))]
 
 
-def _batches_exactly(model: nn.Module, tokens: Sequence[int]) -> bool:
+def batches_exactly(model: nn.Module, tokens: Sequence[int]) -> bool:
     """Tell whether mlx-lm's batches give this model's own predictions on rows of unlike length.
 
     They do not for Gemma 2, whose attention takes masks of another rank: an error, or other tokens.

@@ -71,12 +71,17 @@ class ChatRenderer:
             prompt = encode_one(self._tokenizer, record.prompt, as_text=True, special=True)
             ending: tuple[int, ...] = (self._tokenizer.eos_token_id,)
         else:
-            prompt = self._prompt(record.prompt)
+            prompt = self.prompt(record.prompt)
             ending = self._end_of_turn
         completions = _encode(self._tokenizer, record.candidates, as_text=True, special=False)
         return TokenRow(prompt, tuple((*ids, *ending) for ids in completions))
 
-    def _prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+    def prompt(self, messages: tuple[Message, ...]) -> tuple[int, ...]:
+        """Tokenise a conversation up to where the model's turn begins.
+
+        Raises:
+            ModelError: the chat template refuses the conversation.
+        """
         if not self.has_template:
             text = PLAIN_ENDING.join(message.content for message in messages) + PLAIN_ENDING
             return encode_one(self._tokenizer, text, as_text=True, special=True)
