@@ -19,7 +19,7 @@ from sempa_mlx.serve.body import read_json, unless_gone
 from sempa_mlx.serve.chat_request import ChatRequest, parse_chat_request
 from sempa_mlx.serve.embedding_request import parse_embedding_request
 from sempa_mlx.serve.engine import Engine
-from sempa_mlx.serve.faults import ClientGoneError, RequestError, internal_fault
+from sempa_mlx.serve.faults import ClientGoneError, RequestError, internal_fault, stopping
 from sempa_mlx.serve.guard import Guard
 from sempa_mlx.serve.jobs import ChatJob
 from sempa_mlx.serve.limits import Limits
@@ -49,6 +49,8 @@ class Api:
 
     async def health(self, _request: Request) -> Response:
         """Say that the server answers, and how many requests it has."""
+        if self._engine.is_stopped:
+            raise stopping()
         return JSONResponse({"status": "ok", "requests": self._admission.inside})
 
     async def models(self, request: Request) -> Response:
