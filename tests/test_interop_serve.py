@@ -2,6 +2,8 @@
 
 import asyncio
 import base64
+import re
+from pathlib import Path
 
 import numpy as np
 import openai
@@ -12,6 +14,7 @@ from tests.serve.house import ADAPTED, BASE, EMBED, EMBEDDINGS, server
 
 pytestmark = pytest.mark.interop
 TEXTS = list(SENTENCES)
+PAGE = Path(__file__).parents[1] / "docs" / "serve.md"
 KEY = "a-key-of-some-length"
 MESSAGES = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Two dogs run"}]
 
@@ -126,3 +129,16 @@ def test_what_langchain_sends(house):
             for row in document["data"]
         ]
         np.testing.assert_allclose(found, expected, atol=1e-5)
+
+
+def test_the_example_of_the_page_runs():
+    """Against a server that calls its model as the page does."""
+    (example,) = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL)
+    with server(name="smollm2-135m") as house:
+        names = {}
+        exec(example.replace("127.0.0.1:8080", f"127.0.0.1:{house.port}"), names)
+        np.testing.assert_allclose(
+            [names["vector"]], house.encoder.encode(["A man plays guitar."]), atol=1e-5
+        )
+        assert names["answer"].usage.completion_tokens > 0
+        assert names["chunk"].choices[0].finish_reason in ("stop", "length")

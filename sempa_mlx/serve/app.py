@@ -17,9 +17,10 @@ from sempa_mlx.serve.access import AccessLog, bug_report, note
 from sempa_mlx.serve.admission import Admission
 from sempa_mlx.serve.body import read_json, unless_gone
 from sempa_mlx.serve.chat_request import ChatRequest, parse_chat_request
+from sempa_mlx.serve.chats import Piece
 from sempa_mlx.serve.embedding_request import parse_embedding_request
 from sempa_mlx.serve.engine import Engine
-from sempa_mlx.serve.faults import ClientGoneError, RequestError, internal_fault
+from sempa_mlx.serve.faults import ClientGoneError, RequestError, internal_fault, stopping
 from sempa_mlx.serve.guard import Guard
 from sempa_mlx.serve.jobs import ChatJob
 from sempa_mlx.serve.limits import Limits
@@ -49,6 +50,8 @@ class Api:
 
     async def health(self, _request: Request) -> Response:
         """Say that the server answers, and how many requests it has."""
+        if self._engine.is_stopped:
+            raise stopping()
         return JSONResponse({"status": "ok", "requests": self._admission.inside})
 
     async def models(self, request: Request) -> Response:
@@ -66,7 +69,7 @@ class Api:
             self._served.check_embedding(asked.model)
             work = self._in_time(self._engine.embed(asked.inputs))
             vectors, num_tokens = await unless_gone(request, work)
-            note(request, f"{len(asked.inputs)} inputs, {num_tokens} tokens")
+            note(request, f"inputs {len(asked.inputs)}  tokens {num_tokens}")
             vectors = shortened(vectors, asked.dimensions, normalize=self._served.normalize)
             return JSONResponse(
                 embeddings_document(
@@ -87,13 +90,16 @@ class Api:
             held.callback(self._engine.drop, job)
             prompt_tokens = await unless_gone(request, self._in_time(job.read))
             reply = ChatReply(asked.model, prompt_tokens)
-            note(request, f"{prompt_tokens} tokens, {'streamed' if asked.stream else 'whole'}")
+            note(request, f"tokens {prompt_tokens}")
             if asked.stream:
-                return EventStream(self._events(job, reply, asked), held.pop_all().close)
-            return JSONResponse(await unless_gone(request, self._in_time(_whole(job, reply))))
+                events = self._events(request, job, reply, asked)
+                return EventStream(events, held.pop_all().close)
+            text, last = await unless_gone(request, self._in_time(_whole(job)))
+            note(request, f"tokens {prompt_tokens}+{last.num_tokens}")
+            return JSONResponse(reply.whole(text, last.finish, last.num_tokens))
 
     async def _events(
-        self, job: ChatJob, reply: ChatReply, asked: ChatRequest
+        self, request: Request, job: ChatJob, reply: ChatReply, asked: ChatRequest
     ) -> AsyncIterator[str]:
         """Yield the events of a stream; an error is the last one if it comes to that."""
         yield reply.opening()
@@ -111,6 +117,7 @@ class Api:
             if piece.text:
                 yield reply.piece(piece.text, None)
             finish, num_tokens = piece.finish, piece.num_tokens
+            note(request, f"tokens {job.read.result()}+{num_tokens}")
         yield reply.piece("", finish)
         if asked.include_usage:
             yield reply.usage(num_tokens)
@@ -127,8 +134,8 @@ class Api:
         return RequestError(504, what, kind="server_error", code="timeout")
 
 
-async def _whole(job: ChatJob, reply: ChatReply) -> dict[str, object]:
-    """Wait for all of an answer."""
+async def _whole(job: ChatJob) -> tuple[str, Piece]:
+    """Wait for all of an answer; return it, and its last piece."""
     text = ""
     while True:
         piece = await job.pieces.get()
@@ -136,7 +143,7 @@ async def _whole(job: ChatJob, reply: ChatReply) -> dict[str, object]:
             raise piece
         text += piece.text
         if piece.finish is not None:
-            return reply.whole(text, piece.finish, piece.num_tokens)
+            return text, piece
 
 
 class EventStream(StreamingResponse):

@@ -9,7 +9,7 @@ themselves under load, an idle server waits for nothing, and a long chat stops n
 import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from itertools import count
 from typing import TypeVar
 
@@ -47,7 +47,7 @@ class Engine:
         self._running: dict[int, ChatJob] = {}
         self._keys = count()
         self._work = asyncio.Event()
-        self._is_stopped = False
+        self.is_stopped = False
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -59,8 +59,7 @@ class Engine:
         finally:
             self.stop()
             turns.cancel()
-            with suppress(asyncio.CancelledError):
-                await turns
+            await asyncio.wait([turns])
 
     def _note_end(self, turns: "asyncio.Task[None]") -> None:
         """Turn requests away, rather than let them wait, if a bug has ended the turns."""
@@ -71,7 +70,7 @@ class Engine:
 
     def stop(self) -> None:
         """Answer everything that waits or runs with 503, and take nothing more."""
-        self._is_stopped = True
+        self.is_stopped = True
         chats = (*self._waiting, *self._running.values())
         for job in (*self._new, *self._embeddings.drain(), *self._embedding, *chats):
             job.fail(stopping())
@@ -101,7 +100,7 @@ class Engine:
         self._work.set()
 
     def _take_in(self, job: Job) -> None:
-        if self._is_stopped:
+        if self.is_stopped:
             raise stopping()
         self._new.append(job)
         self._work.set()
@@ -133,7 +132,7 @@ class Engine:
             found = await self._on_thread(lambda job=job: self._read(job))  # type: ignore[misc]
             if isinstance(found, RequestError):
                 job.fail(found)
-            elif job.is_over or self._is_stopped:
+            elif job.is_over or self.is_stopped:
                 job.fail(stopping())
             elif isinstance(job, EmbeddingJob) and isinstance(found, Texts):
                 job.take_in(found)

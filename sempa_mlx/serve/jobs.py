@@ -121,7 +121,7 @@ class EmbeddingQueue:
             job.begun += 1
             if job.begun < len(job.texts.costs):
                 turns.append(job)
-        self._jobs = deque(job for job in self._jobs if job.missing > 0 and _has_more(job))
+        self._jobs = deque(job for job in self._jobs if _has_more(job))
         return taken
 
     def drain(self) -> list[EmbeddingJob]:

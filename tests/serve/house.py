@@ -32,10 +32,10 @@ CHAT, EMBEDDINGS = "/v1/chat/completions", "/v1/embeddings"
 SECONDS = 20  # enough for anything here, on a busy machine
 
 
-def adapted_encoder(max_tokens=64, **settings):
-    loaded = tiny_loaded()
+def adapted_encoder(kind="llama"):
+    loaded = tiny_loaded(kind)
     put_adapter(loaded.model)
-    return Encoder(loaded, EncoderSettings(max_tokens=max_tokens, **settings))
+    return Encoder(loaded, EncoderSettings(max_tokens=64))
 
 
 class Gate:
@@ -116,7 +116,7 @@ class House:
 
 
 @contextlib.contextmanager
-def _engine(encoder, limits, batching, **options):
+def _engine(encoder, limits, batching, *, name=None, **options):
     encoder = encoder or adapted_encoder()
     worker = Worker(encoder, limits, batching)
     house = House(encoder, worker)
@@ -125,7 +125,7 @@ def _engine(encoder, limits, batching, **options):
         engine = Engine(
             worker, thread, batching, on_bug=lambda error: house.log.append(bug_report(error))
         )
-        served = served_by(worker)
+        served = served_by(worker, name)
         app = make_app(engine, served, limits, log=house.log.append, **options)
         yield house, engine, app
 

@@ -14,6 +14,7 @@ from tests.serve.house import (
     JSON,
     SECONDS,
     Gate,
+    adapted_encoder,
     application,
     asking,
     at_once,
@@ -219,6 +220,26 @@ def test_embeddings_do_not_wait_for_the_end_of_a_chat():
         assert reply.status_code == 200
         (answer,) = long()
         assert before < answer.json()["usage"]["completion_tokens"] <= len(steps.calls)
+
+
+@pytest.mark.parametrize("kind", ["gemma2", "gemma3_text", "lfm2", "qwen3"])
+def test_models_that_no_batch_of_mlx_lm_fits_chat_one_after_the_other(kind):
+    with application(adapted_encoder(kind)) as house:
+        assert (house.worker.chat_rows > 1) is (kind != "gemma2")
+        questions = ("Two dogs run on the grass", "A cat")
+        replies = at_once(lambda question: chat(house, question, model=f"tiny-{kind}"), questions)()
+        for question, reply in zip(questions, replies, strict=True):
+            assert text(reply) == house.greedy(question, 12, 0.0)
+
+
+def test_a_bug_in_the_turns_turns_requests_away_and_keeps_none_waiting():
+    with application() as house:
+        house.worker.step = lambda _new, _gone: [(-1, None)]
+        reply = house.post(CHAT, asking("a"))
+        assert reply.status_code == 503
+        assert house.post(EMBEDDINGS, {"model": EMBED, "input": "a"}).status_code == 503
+        assert house.client.get("/health").status_code == 503
+    assert any(line.startswith("error: KeyError at engine.py") for line in house.log)
 
 
 def test_a_step_that_fails_ends_the_chats_but_not_the_server():

@@ -191,6 +191,7 @@ def test_the_log_has_no_texts_and_no_keys(locked):
     lines = "\n".join(locked.log)
     for path in (EMBEDDINGS, CHAT):
         assert f"POST {path} 200" in lines
+    assert "inputs 1  tokens " in lines
     for word in ("secret", "words", KEY):
         assert word not in lines.lower()
 
