@@ -279,3 +279,11 @@ def main() -> None:
             raise
         console.error(unexpected(error))
         sys.exit(1)
+    finally:
+        _let_go_of_streams()
+
+
+def _let_go_of_streams() -> None:
+    # MLX wants every thread that used it to do this before it ends, the main thread too.
+    if mlx := sys.modules.get("mlx.core"):
+        mlx.clear_streams()

@@ -2,13 +2,13 @@
 
 import socket
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.serve.access import bug_report
 from sempa_mlx.serve.app import make_app
 from sempa_mlx.serve.engine import Engine
+from sempa_mlx.serve.inference_thread import inference_thread
 from sempa_mlx.serve.limits import Batching, Limits
 from sempa_mlx.serve.served import Served, served_by
 from sempa_mlx.serve.server import Server, ServerConfig
@@ -48,7 +48,7 @@ def serve(
         on_ready: called once the server answers.
     """
     worker = Worker(service.encoder, service.limits, service.batching)
-    with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference") as thread:
+    with inference_thread() as thread:
         thread.submit(worker.warm_up).result()
         engine = Engine(
             worker, thread, service.batching, on_bug=lambda error: log(bug_report(error))

@@ -19,6 +19,7 @@ from sempa_mlx.model.lora import dialled
 from sempa_mlx.serve.access import bug_report
 from sempa_mlx.serve.app import make_app
 from sempa_mlx.serve.engine import Engine
+from sempa_mlx.serve.inference_thread import inference_thread
 from sempa_mlx.serve.limits import Batching, Limits
 from sempa_mlx.serve.served import served_by
 from sempa_mlx.serve.server import Server, ServerConfig, listen
@@ -120,7 +121,7 @@ def _engine(encoder, limits, batching, *, name=None, **options):
     encoder = encoder or adapted_encoder()
     worker = Worker(encoder, limits, batching)
     house = House(encoder, worker)
-    with ThreadPoolExecutor(max_workers=1) as thread:
+    with inference_thread() as thread:
         thread.submit(worker.warm_up).result()
         engine = Engine(
             worker, thread, batching, on_bug=lambda error: house.log.append(bug_report(error))
