@@ -9,8 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from sempa_mlx import __version__, runtime
+from sempa_mlx.commands import doctor
 from sempa_mlx.commands import embed as embed_command
 from sempa_mlx.commands.signals import stop_requests
 from sempa_mlx.config_resolve import resolve_config
@@ -334,6 +336,11 @@ def test_faulty_data_is_listed_fault_by_fault(here):
     ]
 
 
+def test_a_file_without_a_sound_row_has_no_format(here):
+    Path("rows.jsonl").write_text('{"anchor": "a"}\n')
+    assert run("data", "check", "rows.jsonl").out.startswith("rows.jsonl: 1 rows, 0 kept\n")
+
+
 def test_recipes_are_listed_and_shown(here):
     names = done("config", "list").out.split()
     assert names == done("--json", "config", "list").document
@@ -361,6 +368,20 @@ def test_the_doctor_looks_at_the_machine(monkeypatch, rate, is_well):
     told = done("doctor").out
     assert ("!!  matrix product" in told) is not is_well
     assert ("sempa-mlx[cpu]" in told) is not is_well
+
+
+def test_the_doctor_names_the_hubs_cache_and_the_extras(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "matmul_gflops", lambda dtype: 200.0)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(doctor.EXTRAS, "parquet", ("no_such_module",))
+    (tmp_path / "models--owner--name").mkdir()
+    document = done("--json", "doctor").document
+    assert document["Hub cache"]["value"] == (
+        f"{tmp_path}: 1 models and data sets; offline, as HF_HUB_OFFLINE is set"
+    )
+    assert document["extras"]["value"].startswith("serve")
+    assert "parquet" not in document["extras"]["value"]
 
 
 # what users get wrong
