@@ -23,6 +23,7 @@ from sempa_mlx.cli_options import (
     TunedOption,
     console,
 )
+from sempa_mlx.cli_paraphrase import paraphrase_app
 from sempa_mlx.cli_serve import serve_app
 from sempa_mlx.cli_sparse import sparse_app
 from sempa_mlx.commands.group import Commands, ReaderGoneError
@@ -47,6 +48,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.add_typer(export_app)
+app.add_typer(paraphrase_app)
 app.add_typer(serve_app)
 app.add_typer(eval_app, name="eval")
 app.add_typer(sparse_app, name="sparse")
