@@ -48,7 +48,7 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
     """Embed a file into a file, or stdin into JSON lines on stdout."""
     from sempa_mlx.encoder.methods import find_method
 
-    request = _with_run_as_run(request)
+    request = with_run_as_run(request)
     _check(request)
     if request.method is not None:
         find_method(request.method)  # before a model is loaded
@@ -63,7 +63,7 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
             _to_file(console, request, texts, count, out, file_format, batch_tokens)
 
 
-def _with_run_as_run(request: EmbedRequest) -> EmbedRequest:
+def with_run_as_run(request: EmbedRequest) -> EmbedRequest:
     """Let a folder with adapter and base, such as an exported encoder, be named as the model.
 
     Raises:
@@ -147,7 +147,7 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     from sempa_mlx.encoder.settings import EncoderSettings, read_settings
     from sempa_mlx.model.lora import read_adapter_config
 
-    run = _run_folder(request)
+    run = run_folder(request)
     if run is not None:
         read_adapter_config(run)  # a folder without an adapter would pass for a model
     settings = read_settings(run) if run is not None else EncoderSettings()
@@ -173,7 +173,8 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     return encoder
 
 
-def _run_folder(request: EmbedRequest) -> Path | None:
+def run_folder(request: EmbedRequest) -> Path | None:
+    """Return the run folder that a request names, or ./adapters if there is a run and no model."""
     from sempa_mlx.model.lora import CONFIG_FILE
 
     is_default = request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file()
@@ -192,7 +193,7 @@ def _to_stdout(
     from sempa_mlx.encoder.store import embed_to_stream
 
     encoder = load_encoder(console, request)
-    coding = open_coding(console, request.sparse, encoder, _run_folder(request))
+    coding = open_coding(console, request.sparse, encoder, run_folder(request))
     with console.progress("embedding", count, "texts") as advance:
         if coding is None:
             num_cut = embed_to_stream(
@@ -228,7 +229,7 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         console.mute()
     loaded = load_encoder(console, request)
     encoder = Encoder(loaded.loaded, loaded.settings, world=world)
-    run = _run_folder(request)
+    run = run_folder(request)
     coding = open_coding(console, request.sparse, encoder, run)
     if world.rank:
         embed_for_others(encoder, texts, batch_tokens=batch_tokens)
