@@ -262,7 +262,6 @@ def test_vectors_of_another_encoder_are_not_kept(space, here):
     error = refused(2, *line, "--method", "mean", "--no-normalize").err
     assert "vectors: " in error
     assert "normalize: True there, False now" in error
-    refused(2, *line, "--format", "jsonl")
     (here / "notes.txt.ids.npy").unlink()
     assert "no ids of the lines" in refused(3, *line).err
     del before["notes.txt.ids.npy"]
