@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa_mlx.encoder.line_ids import ID_BYTES
+from sempa_mlx.encoder.mapped_array import map_array
 from sempa_mlx.encoder.vector_form import Window
 
 
@@ -38,7 +39,7 @@ def read_npy(path: Path) -> np.ndarray:
     Raises:
         ValueError, OSError, EOFError: it is something else, or not whole.
     """
-    vectors = np.lib.format.open_memmap(path, mode="r")
+    vectors = map_array(path)
     if vectors.ndim != 2 or vectors.dtype != np.float32:
         raise ValueError("no matrix of float32")
     return vectors

@@ -17,6 +17,7 @@ from zipfile import ZIP_STORED, ZipFile, ZipInfo
 import numpy as np
 
 from sempa_mlx.encoder.line_ids import ID_BYTES
+from sempa_mlx.encoder.mapped_array import plain_errors
 from sempa_mlx.encoder.npy_file import as_bytes, npy_header
 from sempa_mlx.encoder.vector_form import EMBEDDINGS, HEADER, IDS, Header, Window
 
@@ -67,7 +68,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     with ZipFile(path) as file:
         vectors = _mapped(path, file.getinfo(f"{EMBEDDINGS}.npy"), np.dtype(np.float32))
         ids = _mapped(path, file.getinfo(f"{IDS}.npy"), np.dtype(np.uint8))
-        with file.open(f"{HEADER}.npy") as member:
+        with file.open(f"{HEADER}.npy") as member, plain_errors():
             about = np.lib.format.read_array(member, allow_pickle=False)
     return vectors, ids, about.tobytes().decode()
 
@@ -81,7 +82,7 @@ def holds_vectors(path: Path) -> bool:
 def _mapped(path: Path, member: ZipInfo, expected: np.dtype) -> np.ndarray:
     if member.compress_type != ZIP_STORED:
         raise ValueError(f"{member.filename} is compressed")
-    with path.open("rb") as handle:
+    with path.open("rb") as handle, plain_errors():
         handle.seek(member.header_offset + _NAME_LENGTHS)
         lengths = struct.unpack("<HH", handle.read(4))
         handle.seek(sum(lengths), os.SEEK_CUR)
@@ -91,4 +92,5 @@ def _mapped(path: Path, member: ZipInfo, expected: np.dtype) -> np.ndarray:
         start = handle.tell()
     if len(shape) != 2 or dtype != expected or in_columns:
         raise ValueError(f"{member.filename} is no matrix of {expected}")
-    return np.memmap(path, dtype, "r", start, shape)
+    with plain_errors():
+        return np.memmap(path, dtype, "r", start, shape)

@@ -3,6 +3,7 @@
 import csv
 import functools
 import json
+import shutil
 import struct
 import tracemalloc
 import weakref
@@ -10,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
@@ -192,7 +193,6 @@ def test_mlx_opens_safetensors(tmp_path):
 numbers = st.floats(width=32, allow_nan=False, allow_infinity=False)
 
 
-@settings(max_examples=30, deadline=None)
 @given(arrays(np.float32, st.tuples(st.integers(0, 5), st.just(3)), elements=numbers), st.data())
 def test_any_float32_and_any_text_come_back_bit_for_bit(tmp_path_factory, vectors, data):
     folder = tmp_path_factory.mktemp("any")
@@ -318,6 +318,32 @@ def test_numbers_too_large_for_float32_are_found_when_they_are_searched(tmp_path
     path.write_text(json.dumps(row) + "\n")
     with pytest.raises(DataError, match="1 of 1 vectors hold NaN or infinity"):
         read_dense(path).search(expected()[:1], 1)
+
+
+@pytest.fixture(scope="module")
+def intact(tmp_path_factory):
+    """A file of each format, to be copied with faults."""
+    folder = tmp_path_factory.mktemp("intact")
+    return {name: written(folder, name, TEXTS[:4]) for name in FORMATS}
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(FORMATS), st.data())
+def test_changed_bytes_are_found_or_read(tmp_path, intact, file_format, data):
+    """Formats have no check sum of their numbers: what is refused is refused in a clear way."""
+    content = intact[file_format].read_bytes()
+    ends = st.integers(0, 200) | st.integers(max(0, len(content) - 400), len(content) - 1)
+    start = data.draw(ends | st.integers(0, len(content) - 1))
+    new = data.draw(st.binary(min_size=1, max_size=4))
+    path = tmp_path / f"a.{file_format}"
+    path.unlink(missing_ok=True)  # what is mapped must not change
+    path.write_bytes(content[:start] + new + content[start + len(new) :])
+    shutil.copy(sidecar_path(intact[file_format]), sidecar_path(path))
+    try:
+        found = read_dense(path)
+    except DataError:
+        return
+    assert found.vectors.shape == (4, DIM)
 
 
 def failing():
