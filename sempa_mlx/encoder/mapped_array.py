@@ -21,10 +21,20 @@ def map_array(path: Path) -> np.ndarray:
 
 @contextmanager
 def plain_errors() -> Iterator[None]:
-    """Turn all that numpy raises at a damaged header into ValueError: it parses them as Python."""
+    """Turn what is raised at damaged bytes into ValueError.
+
+    numpy parses its headers as Python; zipfile takes a wrong bit for encryption.
+    """
     try:
         with np.errstate(over="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except (TokenError, SyntaxError, TypeError, OverflowError, AttributeError) as error:
-        raise ValueError(f"its header is damaged: {error}") from error
+    except (
+        TokenError,
+        SyntaxError,
+        TypeError,
+        OverflowError,
+        AttributeError,
+        RuntimeError,
+    ) as error:
+        raise ValueError(f"it is damaged: {error}") from error

@@ -68,7 +68,7 @@ def read_npz(path: Path) -> tuple[np.ndarray, np.ndarray, str]:
     with ZipFile(path) as file:
         vectors = _mapped(path, file.getinfo(f"{EMBEDDINGS}.npy"), np.dtype(np.float32))
         ids = _mapped(path, file.getinfo(f"{IDS}.npy"), np.dtype(np.uint8))
-        with file.open(f"{HEADER}.npy") as member, plain_errors():
+        with plain_errors(), file.open(f"{HEADER}.npy") as member:
             about = np.lib.format.read_array(member, allow_pickle=False)
     return vectors, ids, about.tobytes().decode()
 

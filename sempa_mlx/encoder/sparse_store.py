@@ -25,6 +25,7 @@ import numpy as np
 from safetensors import SafetensorError
 
 from sempa_mlx.encoder import npz_file, safetensors_file
+from sempa_mlx.encoder.mapped_array import plain_errors
 from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.files import replacing, write_text
@@ -184,7 +185,7 @@ def _is_zip(path: Path) -> bool:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
     # Opened here: numpy leaves the file open when it is no zip file.
-    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+    with plain_errors(), path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
         arrays = dict(file)
     return arrays, arrays.pop("header").tobytes().decode()
 

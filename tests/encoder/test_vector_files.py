@@ -297,6 +297,22 @@ def test_members_that_others_packed_are_refused(tmp_path):
         read_dense(path)
 
 
+def test_a_member_that_says_it_is_encrypted_is_refused(tmp_path):
+    path = written(tmp_path, "npz")
+    content = bytearray(path.read_bytes())
+    content[content.rindex(b"PK\1\2") + 8] |= 1  # of the header
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="is encrypted"):
+        read_dense(path)
+
+
+def test_a_header_that_is_no_python_is_refused(tmp_path):
+    path = written(tmp_path, "npy")
+    path.write_bytes(path.read_bytes().replace(b"': False", b"'[ False", 1))
+    with pytest.raises(DataError, match="it is damaged"):
+        read_dense(path)
+
+
 def test_every_fault_of_a_text_file_is_named(tmp_path):
     path = tmp_path / "a.jsonl"
     rows = ['{"text": "a", "embedding": [1, 2]}', '{"text": "a"}', '{"embedding": [1, 2]}', "[]"]
