@@ -15,6 +15,7 @@ from sempa_mlx.cli_export import export_app
 from sempa_mlx.cli_groups import config_app, data_app, eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
+    FormatOption,
     LayerOption,
     ModelOption,
     PostFitOption,
@@ -148,10 +149,7 @@ def embed(
     k: Annotated[
         int | None, typer.Option("--k", min=1, help="Values of a code. [the coder's]")
     ] = None,
-    file_format: Annotated[
-        str | None,
-        typer.Option("--format", help="npy or jsonl; with --sparse: npz, safetensors or jsonl."),
-    ] = None,
+    file_format: FormatOption = None,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=64)] = 4096,
     update: Annotated[
         bool, typer.Option("--update", help="Embed new lines only; keep vectors of the others.")
@@ -177,7 +175,7 @@ def embed(
     "cat queries.txt | sempa-mlx search notes.txt.npy - --texts notes.txt --json"
 )
 def search(
-    store: Annotated[Path, typer.Argument(help="What `embed` wrote: .npy, .npz, .safetensors.")],
+    store: Annotated[Path, typer.Argument(help="What `embed` wrote.")],
     query: Annotated[str, typer.Argument(help="A text; `-` reads one a line from stdin.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Lines of each query.")] = 5,
     texts: Annotated[

@@ -74,6 +74,14 @@ SparseOption = Annotated[
 ]
 OutOption = Annotated[Path | None, typer.Option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace what is there.")]
+FormatOption = Annotated[
+    str | None,
+    typer.Option(
+        "--format",
+        help="npy, npz, jsonl, csv, safetensors or parquet; with --sparse: npz, safetensors or "
+        "jsonl. [as -o ends]",
+    ),
+]
 PrecisionOption = Annotated[
     Literal["int8", "binary"] | None,
     typer.Option("--precision", help="Codes of a byte or a bit a number beside a .npy."),

@@ -150,7 +150,7 @@ def test_jsonl_goes_by_ending_or_by_wish(space, here):
     done(*arguments, "-o", "b.txt", "--format", "jsonl")
     assert Path("a.jsonl").read_bytes() == Path("b.txt").read_bytes()
     assert len(read_lines(Path("a.jsonl").read_text())) == 6
-    assert sorted(files_below(here)) == ["a.jsonl", "b.txt"]
+    assert sorted(files_below(here)) == ["a.jsonl", "a.jsonl.json", "b.txt", "b.txt.json"]
 
 
 def test_json_and_quiet_modes_of_embed(space, here):
@@ -563,7 +563,7 @@ def test_output_through_a_link_is_refused(space, here):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-o", "a.csv"], "unknown output format `csv`"),
+        (["-o", "a.txt"], "unknown output format `txt`"),
         (["-o", "-", "--format", "npy"], "stdout takes --format jsonl only"),
         (["-o", "a.npy", "--method", "magic"], "no method `magic`"),
         (["-o", "a.npy", "--truncate-dim", "33"], "1 to 32"),

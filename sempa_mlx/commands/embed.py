@@ -90,11 +90,10 @@ def _check(request: EmbedRequest) -> None:
     file_format = request.file_format or Path(request.out or "").suffix.removeprefix(".")
     faults = request.sparse.faults([name for name, is_given in given.items() if is_given])
     faults += request.sparse.format_faults(file_format)
-    if request.update and (request.sparse.coder or request.out == STREAM or file_format == "jsonl"):
-        faults.append(Problem("--update keeps vectors of an earlier .npy; it goes with no other"))
-    if request.precision and (
-        request.sparse.coder or request.out == STREAM or file_format == "jsonl"
-    ):
+    is_stream = (request.out or request.file) == STREAM
+    if request.update and (request.sparse.coder or is_stream):
+        faults.append(Problem("--update keeps vectors of an earlier file; it goes with no other"))
+    if request.precision and (request.sparse.coder or is_stream or file_format not in ("", "npy")):
         faults.append(Problem("--precision adds codes to a .npy of vectors; it goes with no other"))
     if faults:
         raise UsageError([*request.options.faults(), *faults], state="nothing was started")
@@ -124,17 +123,18 @@ def _count_texts(source: Path) -> int:
 
 def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
     from sempa_mlx.encoder.sparse_embed import CODE_FORMATS
-    from sempa_mlx.encoder.store import FORMATS, format_of, sidecar_path
+    from sempa_mlx.encoder.vector_form import FORMATS, format_of, sidecar_path
 
     is_sparse = request.sparse.coder is not None
-    if request.out == STREAM or (request.out is None and request.file == STREAM):
+    if (request.out or request.file) == STREAM:
         if request.file_format not in (None, "jsonl"):
             raise UsageError("stdout takes --format jsonl only", state="nothing was written")
         return None, "jsonl"
     usual = "npz" if is_sparse else "npy"
     out = Path(request.out or f"{request.file}.{request.file_format or usual}")
     file_format = format_of(out, request.file_format, CODE_FORMATS if is_sparse else FORMATS)
-    for path in [out] if file_format == "jsonl" else [out, sidecar_path(out)]:
+    is_bare = is_sparse and file_format == "jsonl"
+    for path in [out] if is_bare else [out, sidecar_path(out)]:
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
         refuse_existing(path, force=force or request.update)
@@ -247,7 +247,8 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         warn_cut(console, coded.num_truncated, encoder.settings.max_tokens)
         show_codes(console, coding, coded)
         return
-    known = known_lines(encoder, out, run) if request.update and out.exists() else None
+    keeps = request.update and out.exists()
+    known = known_lines(encoder, out, run, file_format) if keeps else None
     with console.progress("embedding", count, "texts") as advance:
         written = embed_to_file(
             *(encoder, texts, out),
@@ -268,14 +269,15 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
 
 
 def _show_vectors(console: Console, written: "Embedded") -> None:
-    beside = f", described in {written.sidecar}" if written.sidecar else ""
     kept = f", {written.num_kept} of them kept" if written.num_kept else ""
-    console.say(f"{written.count} vectors of {written.dim} dimensions{kept}{beside}")
+    console.say(
+        f"{written.count} vectors of {written.dim} dimensions{kept}, described in {written.sidecar}"
+    )
     console.result(str(written.path))
     console.document(
         {
             "path": str(written.path),
-            "sidecar": str(written.sidecar) if written.sidecar else None,
+            "sidecar": str(written.sidecar),
             "count": written.count,
             "dim": written.dim,
             "truncated": written.num_truncated,

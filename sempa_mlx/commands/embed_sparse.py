@@ -29,14 +29,10 @@ class SparseOptions:
         return [Problem(what.format(name), fix="leave it out") for name in finishing]
 
     def format_faults(self, file_format: str) -> list[Problem]:
-        """Return what is wrong with a format that is known, but not for this."""
-        from sempa_mlx.encoder.sparse_store import FORMS
-
-        if self.coder is None and file_format in FORMS:
-            return [Problem(f"`{file_format}` holds sparse codes", fix="add --sparse CODER")]
-        if self.coder is not None and file_format == "npy":
+        """Return what is wrong with a format that is known, but not for codes."""
+        if self.coder is not None and file_format in ("npy", "csv", "parquet"):
             fix = "write .npz, .safetensors or .jsonl"
-            return [Problem("`npy` holds vectors, not sparse codes", fix=fix)]
+            return [Problem(f"`{file_format}` holds vectors, not sparse codes", fix=fix)]
         return []
 
     def check_coder(self) -> None:

@@ -77,7 +77,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         begin = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (begin and string.startswith(begin))
-        encoded = self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)
+        encoded = self.tokenizer(string, add_special_tokens=add_special_tokens)
         return list(encoded["input_ids"])
 
     def apply_chat_template(
