@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -87,6 +88,8 @@ def test_a_file_becomes_an_array_beside_it(space, here, vectors):
     assert described["model"]["name"] == str(space / "base")
     beside = [f"notes.txt.{ending}" for ending in ("ids.npy", "json", "npy")]
     assert sorted(files_below(here)) == ["notes.txt", *beside]
+    next_command = outcome.err.rsplit("search in it:  sempa-mlx ", 1)[1]
+    assert SENTENCES[0] in done(*shlex.split(next_command)).out
 
 
 def test_stdin_becomes_json_lines_on_stdout(space, here, vectors):

@@ -8,7 +8,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sempa_mlx.commands.embed_sparse import SparseOptions, open_coding, show_codes, token_names
+from sempa_mlx.commands.embed_sparse import (
+    SparseOptions,
+    open_coding,
+    say_search,
+    show_codes,
+    token_names,
+)
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
@@ -274,6 +280,7 @@ def _show_vectors(console: Console, written: "Embedded") -> None:
         f"{written.count} vectors of {written.dim} dimensions{kept}, described in {written.sidecar}"
     )
     console.result(str(written.path))
+    say_search(console, written.path)
     console.document(
         {
             "path": str(written.path),

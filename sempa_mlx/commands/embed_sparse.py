@@ -1,5 +1,6 @@
 """`sempa-mlx embed --sparse`: what it takes, and what it says."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,6 +84,8 @@ def show_codes(console: Console, coding: "Coding", coded: "Coded") -> None:
     mean = coded.num_values / coded.count
     console.say(f"{coded.count} codes of {mean:.1f} values on average{beside}")
     console.result(str(coded.path))
+    if coded.sidecar:  # without one it is for other engines
+        say_search(console, coded.path)
     console.document(
         {
             "path": str(coded.path),
@@ -95,3 +98,8 @@ def show_codes(console: Console, coding: "Coding", coded: "Coded") -> None:
             "truncated": coded.num_truncated,
         }
     )
+
+
+def say_search(console: Console, store: Path) -> None:
+    """Say what to do with a store that has just been written."""
+    console.say(f'search in it:  sempa-mlx search {shlex.quote(str(store))} "some words"')
