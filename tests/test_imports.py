@@ -20,6 +20,7 @@ LINE = [
 LEAVES = {
     "",
     "errors",
+    "disk",
     "blas",
     "files",
     "config",

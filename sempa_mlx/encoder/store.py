@@ -19,7 +19,7 @@ from sempa_mlx.encoder.line_ids import ids_path, line_ids
 from sempa_mlx.encoder.ranking import Hits, nearest_rows
 from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import replacing
+from sempa_mlx.files import replacing, replacing_together
 
 FORMATS = ("npy", "jsonl")
 WINDOW = 8192  # texts read, deduplicated and sorted by length together
@@ -119,8 +119,7 @@ def embed_to_file(  # noqa: PLR0913 - one value each
             count = write_jsonl(handle, parts)
         return Embedded(out, None, count, encoder.dim, tally.num_truncated, tally.num_kept)
     sidecar = sidecar_path(out)
-    # All three are whole before the first takes its place.
-    with replacing(out) as vectors, replacing(ids_path(out)) as ids, replacing(sidecar) as about:
+    with replacing_together(out, ids_path(out), sidecar) as (vectors, ids, about):
         count, digest = _write_npy(vectors, ids, parts, encoder.dim)
         facts = {"count": count, "ids": digest, "source": source and str(source.resolve())}
         about.write_text(sidecar_text(encoder, facts, adapter_path), encoding="utf-8")
