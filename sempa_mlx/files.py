@@ -127,6 +127,11 @@ def remove_leftovers(folder: Path) -> None:
                 path.unlink()
 
 
+def is_temporary(name: str) -> bool:
+    """Tell whether a file of this name is one that is being written, or was when a kill came."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
 def is_running(process: int) -> bool:
     """Tell whether there is a process of that number on this machine."""
     try:
