@@ -4,6 +4,7 @@ import errno
 import os
 import re
 import shutil
+import tempfile
 from contextlib import AbstractContextManager
 from pathlib import Path
 
@@ -47,6 +48,14 @@ def disk_error(path: Path, error: Exception) -> SempaError | None:
     reason = refusal.strerror or str(refusal)
     problem = Problem(f"cannot write {path}: {reason}", evidence=room(path), fix=_fix(refusal))
     return kind_of(refusal)(problem, state="nothing was written")
+
+
+def full_disk(error: Exception) -> SempaError | None:
+    """Return what to tell if a disk was full or broken where nobody looked for it."""
+    refusal = refused(error)
+    if refusal is None or refusal.errno not in FULL | {errno.EIO}:
+        return None
+    return disk_error(Path(refusal.filename or tempfile.gettempdir()), error)
 
 
 def refused(error: Exception) -> OSError | None:
