@@ -98,7 +98,12 @@ def train(
         data = read_run_data(config)
         run = prepare_run(config, data, World.join())
         passed_over = continue_run(run) if resume else ()
-        for note in (remark, *data.notes, *(f"passed over: {problem}" for problem in passed_over)):
+        for note in (
+            remark,
+            run.memory_remark,
+            *data.notes,
+            *(f"passed over: {problem}" for problem in passed_over),
+        ):
             if note:
                 warnings.warn(note, stacklevel=2)
         for event in run.events(should_stop):

@@ -10,6 +10,7 @@ from sempa_mlx.commands.group import ReaderGoneError, help_of_group, usage_error
 from sempa_mlx.console import Console
 from sempa_mlx.disk import full_disk
 from sempa_mlx.errors import SempaError, unexpected
+from sempa_mlx.memory import out_of_memory
 
 
 def answer(run: Callable[[], object], console: Console, *, debug: bool) -> int:
@@ -36,7 +37,8 @@ def _code(run: Callable[[], object], console: Console, *, debug: bool) -> int:
         raise
     except Exception as error:
         if console.mode != "json" and (text := help_of_group(error)) is not None:
-            console.result(text)
+            if text:
+                console.result(text)
             return 2
         told = usage_error(error)
         if debug and told is None:
@@ -46,7 +48,8 @@ def _code(run: Callable[[], object], console: Console, *, debug: bool) -> int:
 
 
 def _tell(console: Console, error: Exception) -> int:
-    told = error if isinstance(error, SempaError) else full_disk(error) or unexpected(error)
+    told = error if isinstance(error, SempaError) else full_disk(error) or out_of_memory(error)
+    told = told or unexpected(error)
     with suppress(BrokenPipeError):
         console.error(told)
     return told.exit_code

@@ -123,6 +123,8 @@ def train_and_show(
         console.say(f"going on after step {run.progress.step}")
     if run.scorer.path == "plain" and config.train.scoring == "auto":
         console.warn("this model's layers cannot share prompts: plain scoring, about 2x slower")
+    if run.memory_remark:
+        console.warn(run.memory_remark)
     with stop_requests() as stop:
         with console.steps(run.trainer.num_steps) as show:
             _follow(console, run, show, stop)
