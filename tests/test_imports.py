@@ -159,7 +159,7 @@ def test_only_the_console_prints():
 
 
 def test_standard_output_is_handed_on_by_two_modules_alone():
-    """`embed -` gives it to the store as a stream; the boundary closes it when its reader has gone."""
+    """`embed -` gives it to the store as a stream; the boundary closes it if its reader has gone."""
     streams = {
         (source.name, node.attr)
         for source in SOURCES

@@ -28,14 +28,14 @@ with Disk(folder, number, kills=True).watched():
 """
 
 
-def killed(folder, write, number):
+def killed(folder, number, write, *given):
     """Run a writer in a process of its own that is killed at a call; tell whether it was."""
     child = os.fork()
     if not child:
         code = 1
         try:
             with Disk(folder, number, kills=True).watched():
-                write()
+                write(*given)
             code = 0
         finally:
             os._exit(code)
@@ -60,7 +60,7 @@ def test_a_text_is_the_old_or_the_new_one_and_the_next_write_cleans_up(tmp_path)
     for number in range(1, 20):
         folder = tmp_path / str(number)
         write_text(folder / "a.txt", "old " * 99)
-        was_killed = killed(folder, lambda: write_text(folder / "a.txt", "new " * 99), number)
+        was_killed = killed(folder, number, write_text, folder / "a.txt", "new " * 99)
         assert (folder / "a.txt").read_text() in ("old " * 99, "new " * 99)
         write_text(folder / "a.txt", "third")
         assert [path.name for path in folder.iterdir()] == ["a.txt"]
@@ -73,7 +73,7 @@ def test_each_file_of_several_is_the_old_or_the_new_one(tmp_path):
     for number in range(1, 30):
         folder = tmp_path / str(number)
         write_pair(folder, "old")
-        was_killed = killed(folder, lambda: write_pair(folder, "new"), number)
+        was_killed = killed(folder, number, write_pair, folder, "new")
         assert {(folder / name).read_text() for name in ("a.txt", "b.txt")} <= {"old", "new"}
         write_pair(folder, "third")
         assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "b.txt"]
@@ -86,7 +86,7 @@ def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
     for number in range(1, 30):
         folder = tmp_path / str(number)
         folder.mkdir()
-        was_killed = killed(folder, lambda: make_folder(folder), number)
+        was_killed = killed(folder, number, make_folder, folder)
         if (folder / "new").exists():
             assert (folder / "new" / "b.txt").read_text() == "whole"
             shutil.rmtree(folder / "new")
@@ -111,8 +111,9 @@ def count_calls(space, folder):
     return disk.calls
 
 
-@pytest.mark.parametrize("share", [0.1, 0.55, pytest.param(0.3, marks=pytest.mark.slow),
-                                   pytest.param(0.8, marks=pytest.mark.slow)])  # fmt: skip
+@pytest.mark.parametrize(
+    "share", [0.55, *(pytest.param(each, marks=pytest.mark.slow) for each in (0.1, 0.3, 0.8))]
+)
 def test_a_run_that_was_killed_while_it_wrote_goes_on_to_the_same_end(space, tmp_path, share):
     whole, folder = tmp_path / "whole", tmp_path / "run"
     number = round(share * len(count_calls(space, whole)))
