@@ -1,7 +1,7 @@
 """A disk that refuses: the k-th thing that is asked of it, once or from then on.
 
-Counted are opening for writing, writes (of many to one file some), flush, rename and new folder below one folder,
-and the writers of mlx and safetensors that are not seen from Python.
+Counted are opening for writing, writes (of many to one file some), flush, rename and new folder
+below one folder, and the writers of mlx and safetensors that are not seen from Python.
 """
 
 import builtins
