@@ -146,7 +146,7 @@ class TrainingRun:
         return out_of_memory(
             error,
             f"not enough memory in step {self.progress.step + 1}",
-            fix=f"{SMALLER}; such as: {again} --set train.micro_batch_tokens={tokens // 2}",
+            fix=f"{SMALLER}; such as: {again} --set train.micro_batch_tokens={max(tokens // 2, 64)}",
             state=f"kept: {steps[0]}" if steps else "there is no checkpoint yet",
         )
 
