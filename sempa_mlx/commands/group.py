@@ -2,8 +2,7 @@
 
 import difflib
 import re
-import sys
-from typing import Any, NoReturn
+from typing import Any
 
 from typer.core import TyperGroup
 
@@ -17,10 +16,10 @@ class ReaderGoneError(Exception):
 class Commands(TyperGroup):
     """Lets `main` see what typer would print itself, or turn into another exit code."""
 
-    def main(self, *args: Any, **options: Any) -> NoReturn:  # noqa: ANN401 - as typer has it
-        """Parse the line, run its command, and exit with the command's code; errors pass."""
+    def main(self, *args: Any, **options: Any) -> int:  # noqa: ANN401 - as typer has it
+        """Parse the line, run its command, and return the command's code; errors pass."""
         code = super().main(*args, **options | {"standalone_mode": False})
-        sys.exit(code if isinstance(code, int) else 0)
+        return code if isinstance(code, int) else 0
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps the types to itself
         """Run the command that the line names.

@@ -58,8 +58,26 @@ def test_what_is_unusual_and_sound_is_read(here, content):
     assert (outcome.document["rows"], outcome.document["kept"]) == (2, 2)
 
 
-pieces = st.sampled_from([LINE, b"\n", b"\r\n", b"\0", b"\xff\xfe", b"\xef\xbb\xbf", b'{"anchor":',
-    b'"a"', b",", b"}", b"[]", b"null", b"1e999", b"\\ud800", b"sent0,sent1,hard_neg\n", b'"'])  # fmt: skip
+pieces = st.sampled_from(
+    [
+        LINE,
+        b"\n",
+        b"\r\n",
+        b"\0",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf",
+        b'{"anchor":',
+        b'"a"',
+        b",",
+        b"}",
+        b"[]",
+        b"null",
+        b"1e999",
+        b"\\ud800",
+        b"sent0,sent1,hard_neg\n",
+        b'"',
+    ]
+)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -52,8 +52,31 @@ def test_numbers_of_people_are_numbers(here):
     assert "no faults" in done("config", "validate", "a.yaml").out
 
 
-pieces = st.sampled_from(["train", "seed", "lora", "keys", ": ", ":\n  ", "\n", "- ", "[", "{", "}",
-    "1e-4", ".inf", "\t", "&a ", "*a", "!!python/object:os.system ", "<<", "~", "'", "[red]"])  # fmt: skip
+pieces = st.sampled_from(
+    [
+        "train",
+        "seed",
+        "lora",
+        "keys",
+        ": ",
+        ":\n  ",
+        "\n",
+        "- ",
+        "[",
+        "{",
+        "}",
+        "1e-4",
+        ".inf",
+        "\t",
+        "&a ",
+        "*a",
+        "!!python/object:os.system ",
+        "<<",
+        "~",
+        "'",
+        "[red]",
+    ]
+)
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
