@@ -138,7 +138,7 @@ class TrainingRun:
 
     def _shortage(self, error: Exception) -> ResourceError | None:
         """Return what to do about a shortage of memory; None if the error is no such thing."""
-        tokens = micro_batch_tokens(self.config.train)
+        fewer = max(micro_batch_tokens(self.config.train) // 2, 64)
         folder = shlex.quote(str(self.folder))
         again = f"sempa-mlx train --resume --adapter-path {folder}"
         found = self.folder / CHECKPOINTS
@@ -146,7 +146,7 @@ class TrainingRun:
         return out_of_memory(
             error,
             f"not enough memory in step {self.progress.step + 1}",
-            fix=f"{SMALLER}; such as: {again} --set train.micro_batch_tokens={max(tokens // 2, 64)}",
+            fix=f"{SMALLER}; such as: {again} --set train.micro_batch_tokens={fewer}",
             state=f"kept: {steps[0]}" if steps else "there is no checkpoint yet",
         )
 
