@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.command import done, training
+from sempa_mlx.encoder.encoder import Encoder
+from tests.command import done, run, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.failing_files import temporaries
 
@@ -97,3 +98,14 @@ def test_twice_ends_at_once_and_the_run_can_go_on(space, tmp_path):
     assert "was cut off: process" in outcome.err
     assert "going on after step 1" in outcome.err
     assert temporaries(tmp_path) == []
+
+
+def test_embedding_that_is_interrupted_leaves_nothing(space, here, monkeypatch):
+    def interrupted(*_given, **_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Encoder, "encode_counted", interrupted)
+    outcome = run("embed", space / "notes.txt", "-o", "a.npy", "--model", space / "base")
+    assert outcome.code == 130
+    assert "Traceback" not in outcome.err
+    assert list(here.iterdir()) == []

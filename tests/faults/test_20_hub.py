@@ -1,6 +1,7 @@
 """Fault 20: the Hub is away, gated, knows no such name, or a download was cut off.
 
-Each answer of the Hub, and the real client without a network: tests/model/test_load.py, tests/data/test_sources.py.
+Each answer of the Hub, and the real client without a network: tests/model/test_load.py,
+tests/data/test_sources.py.
 """
 
 import json
