@@ -23,9 +23,9 @@ from sempa_mlx.cli_options import (
     console,
 )
 
-eval_app = typer.Typer(no_args_is_help=True, help="Measure what training did.")
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before paying for training.")
-config_app = typer.Typer(no_args_is_help=True, help="Recipes and their settings.")
+eval_app = typer.Typer(help="Measure what training did.")
+data_app = typer.Typer(help="Look at data before paying for training.")
+config_app = typer.Typer(help="Recipes and their settings.")
 
 
 @eval_app.command("sts", epilog="Example:  sempa-mlx eval sts --data hub --adapter-path adapters")

@@ -16,9 +16,7 @@ from sempa_mlx.cli_options import (
     console,
 )
 
-sparse_app = typer.Typer(
-    no_args_is_help=True, help="Sparse codes of embeddings (SPOD): fit a coder, look inside."
-)
+sparse_app = typer.Typer(help="Sparse codes of embeddings (SPOD): fit a coder, look inside.")
 
 RunOption = Annotated[
     Path | None, typer.Option("--adapter-path", help="Run folder. [./adapters if there]")

@@ -28,7 +28,7 @@ from sempa_mlx.encoder import npz_file, safetensors_file
 from sempa_mlx.encoder.mapped_array import plain_errors
 from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import replacing, write_text
+from sempa_mlx.files import replacing_together
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -89,15 +89,15 @@ def write_store(path: Path, store: SparseStore, file_format: str) -> Path:
     count, latents = store.codes.shape
     facts = {"format": FORMAT, "count": count, "latents": latents, "digest": _digest(arrays)}
     header = json.dumps({**store.about, **facts}, indent=2, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
+    sidecar = sidecar_path(path)
+    with replacing_together(path, sidecar) as (temporary, about):
         if file_format == "npz":
             with temporary.open("wb") as handle:
                 np.savez(handle, allow_pickle=False, header=_bytes(header), **arrays)
         else:
             # `save_file` would leave it readable by its owner alone.
             temporary.write_bytes(save(arrays, metadata={_KEY: header}))
-    sidecar = sidecar_path(path)
-    write_text(sidecar, header)
+        about.write_text(header, encoding="utf-8")
     return sidecar
 
 

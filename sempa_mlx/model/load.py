@@ -5,6 +5,8 @@ caller says so.
 """
 
 import difflib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,6 +19,7 @@ from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as load_mlx_model
 
 from sempa_mlx import runtime
+from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
 from sempa_mlx.model.gguf import build_model, read_gguf
@@ -78,6 +81,7 @@ def locate(name: str, revision: str | None = None) -> Location:
 
     Raises:
         ModelError: nothing of that name can be had; the message names the next command.
+        ResourceError: the cache of the Hub cannot be written.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
@@ -115,22 +119,41 @@ def _not_found(name: str) -> Problem:
 
 def _checked_folder(path: Path) -> Path:
     missing = [name for name in ("config.json",) if not (path / name).exists()]
-    if not list(path.glob("model*.safetensors")):
-        missing.append("model*.safetensors")
+    weights = list(path.glob("model*.safetensors"))
+    missing += _missing_parts(path) if weights else ["model*.safetensors"]
     if missing:
-        found = (
-            "only pickled weights (.bin), which are never loaded; "
-            if list(path.glob("*.bin"))
-            else ""
-        )
+        is_pickled = not weights and any(path.glob("*.bin"))
+        found = "only pickled weights (.bin), which are never loaded; " if is_pickled else ""
         raise ModelError(
             Problem(
                 f"{found}missing: {', '.join(missing)}",
                 place=str(path),
-                fix="point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
+                fix=_conversion(path)
+                if is_pickled
+                else "point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
             )
         )
     return path
+
+
+def _missing_parts(path: Path) -> list[str]:
+    """List files of weights that the index names and the folder lacks, as after half a download."""
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted(
+            name for name in set(index["weight_map"].values()) if not (path / name).exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or no use
+        return []
+
+
+def _conversion(path: Path) -> str:
+    load = f"AutoModelForCausalLM.from_pretrained({str(path)!r})"
+    return (
+        "if you trust it, convert it with torch: "
+        f'python -c "from transformers import *; {load}.save_pretrained(NEW); '
+        f'AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(NEW)"'
+    )
 
 
 def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
@@ -161,6 +184,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
     except HFValidationError as error:
         raise ModelError(_not_found(name)) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise no_room(f"the model `{hub_id}`", error) from error
         raise ModelError(
             Problem(
                 f"`{hub_id}` is not in the local cache and the Hub cannot be reached",
@@ -231,5 +256,25 @@ def _load_folder(path: Path, *, trust_remote_code: bool) -> tuple[nn.Module, Tok
         )
     except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(Problem(f"mlx-lm cannot load this model: {reason}", str(path))) from error
+        what = f"mlx-lm cannot load this model: {reason}"
+        raise ModelError(Problem(what, str(path), fix=_fix_for_code(path))) from error
     return model, tokenizer
+
+
+def _fix_for_code(path: Path) -> str:
+    """Say that code in a model's folder is not run, if its settings name any."""
+    named = []
+    for name in ("config.json", "tokenizer_config.json"):
+        with suppress(OSError, ValueError):
+            settings = json.loads((path / name).read_text(encoding="utf-8"))
+            if isinstance(settings, dict):
+                named += [
+                    f"{key} in {name}" for key in ("auto_map", "model_file") if key in settings
+                ]
+    if not named:
+        return ""
+    return (
+        f"it brings code of its own ({', '.join(named)}), which is never run; take a model of a "
+        "type that mlx-lm knows, or convert it to one where you trust that code: "
+        "python -m mlx_lm convert --trust-remote-code"
+    )
