@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from sempa_mlx.errors import DataError, Problem, ResourceError
+from sempa_mlx.errors import DataError, Problem, ResourceError, without_secrets
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -124,7 +124,7 @@ def _out_of_reach(what: str, instead: str, error: Exception) -> Problem:
     step = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "go online"
     return Problem(
         f"the Hugging Face Hub cannot be reached and {what} is not in the cache",
-        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        evidence=_first_line(error),
         fix=f"{step} and {instead}",
     )
 
@@ -132,7 +132,11 @@ def _out_of_reach(what: str, instead: str, error: Exception) -> Problem:
 def _refused(repo: str, what: str, error: Exception) -> Problem:
     return Problem(
         f"the Hub does not give out {what} of the data set {repo}",
-        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        evidence=_first_line(error),
         fix=f"look at https://huggingface.co/datasets/{repo}; if it asks for an account, "
         "run `hf auth login`; or name a local path",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])[:200]

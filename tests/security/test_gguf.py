@@ -166,7 +166,7 @@ def try_mutants(path, count):
             found.add("read")
         except ModelError:
             found.add("refused")
-    print(sorted(found))
+    sys.stdout.write(f"{sorted(found)}\n")
 
 
 def test_damaged_files_are_read_or_refused(tmp_path):
