@@ -103,10 +103,11 @@ def read_dense(path: Path) -> DenseStore:
             fix = f"embed a file: sempa-mlx embed FILE -o {path}"
             raise DataError(Problem("no such file", str(part), fix=fix))
     try:
-        vectors = np.lib.format.open_memmap(path, mode="r")
+        with np.errstate(over="ignore"):  # a shape beyond any file, refused below
+            vectors = np.lib.format.open_memmap(path, mode="r")
         if vectors.ndim != 2 or vectors.dtype != np.float32:
             raise ValueError("no matrix of float32")
-    except (ValueError, OSError, EOFError) as error:
+    except (ValueError, TypeError, OSError, EOFError) as error:
         raise DataError(Problem(f"not a file of vectors ({error})", str(path))) from error
     try:
         about = json.loads(beside.read_text(encoding="utf-8"))
