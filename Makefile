@@ -39,10 +39,12 @@ demo: $(VENV)/.run ## train, compare, embed and search on the embedded model (no
 test: $(VENV)/.dev ## run the tests
 	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not hub and not lm_eval and not peers'
 
-check: $(VENV)/.dev ## lint, format and type checks
+check: $(VENV)/.dev ## lint, format, types, and known weaknesses of the code and of packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sempa_mlx benchmarks .ci cli.py
+	$(BIN)/python .ci/audit.py
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .

@@ -30,14 +30,17 @@ def fetch_file(repo: str, filename: str, *, instead: str) -> Path | Problem:
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
+    def download(**where: bool) -> Path:
+        # The commit is not chosen here; it is in the path, and from there in a run's results.
+        return Path(hf_hub_download(repo, filename, repo_type="dataset", **where))  # nosec B615
+
     def fetch() -> Path:
         with suppress(errors.LocalEntryNotFoundError):
-            cached = hf_hub_download(repo, filename, repo_type="dataset", local_files_only=True)
-            return Path(cached)
+            return download(local_files_only=True)
         # Without a connection hf_hub_download tries again for minutes; this asks once.
         url = hf_hub_url(repo, filename, repo_type="dataset")
         get_hf_file_metadata(url, timeout=_PROBE_SECONDS)
-        return Path(hf_hub_download(repo, filename, repo_type="dataset"))
+        return download()
 
     return _reached(repo, filename, instead, fetch)
 
