@@ -30,13 +30,15 @@ def fetch_file(repo: str, filename: str, *, instead: str) -> Path | Problem:
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
-    def download(**where: bool) -> Path:
+    def download(*, local: bool = False) -> Path:
         # The commit is not chosen here; it is in the path, and from there in a run's results.
-        return Path(hf_hub_download(repo, filename, repo_type="dataset", **where))  # nosec B615
+        return Path(
+            hf_hub_download(repo, filename, repo_type="dataset", local_files_only=local)  # nosec B615
+        )
 
     def fetch() -> Path:
         with suppress(errors.LocalEntryNotFoundError):
-            return download(local_files_only=True)
+            return download(local=True)
         # Without a connection hf_hub_download tries again for minutes; this asks once.
         url = hf_hub_url(repo, filename, repo_type="dataset")
         get_hf_file_metadata(url, timeout=_PROBE_SECONDS)

@@ -26,7 +26,7 @@ _NEUTRAL = {
 # Settings that do, and what they mean.
 _REFUSED = {
     "modules_to_save": "whole layers were trained beside the adapter",
-    "trainable_token_indices": "rows of the embeddings were trained",  # nosec B105 - no password
+    "trainable_token_indices": "rows of the embeddings were trained",
     "target_parameters": "the adapter sits on bare parameters",
     "layer_replication": "blocks of the base are repeated",
     "lora_bias": "the low-rank products have biases",

@@ -204,7 +204,7 @@ def _opening_options(folder: Path, encoder: Encoder) -> dict[str, str]:
     expected = uncut.tokenize(texts)
     unlike = ""
     for options in ({}, {"tokenizer_type": PLAIN_TYPE}):
-        opened = AutoTokenizer.from_pretrained(  # nosec B615 - a folder of our own
+        opened = AutoTokenizer.from_pretrained(  # nosec B615
             folder, local_files_only=True, trust_remote_code=False, **options
         )
         found = map(tuple, opened(texts)["input_ids"])

@@ -30,7 +30,7 @@ BLOCK_NAMES = {
     "ffn_down": "mlp.down_proj",
 }
 TOP_NAMES = {
-    "token_embd": "model.embed_tokens",  # nosec B105 - no password
+    "token_embd": "model.embed_tokens",
     "output_norm": "model.norm",
     "output": "lm_head",
 }
