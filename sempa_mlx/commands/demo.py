@@ -130,7 +130,7 @@ def _embed_and_search(console: Console, encoder: "Encoder", folder: Path) -> Pat
         store = embed_to_file(
             encoder, sentences, folder / "sentences.txt.npy", file_format="npy"
         ).path
-    vectors = np.load(store)
+    vectors = np.load(store, allow_pickle=False)
     console.say(f"{len(vectors)} vectors in {store}; the nearest lines to three of them:")
     for query in QUERIES:
         console.result(f"\n{sentences[query]}")

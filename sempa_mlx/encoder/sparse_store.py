@@ -111,6 +111,7 @@ def read_store(path: Path) -> SparseStore:
         fix = f"embed a file: sempa-mlx embed FILE --sparse CODER -o {path}"
         raise DataError(Problem("no such file", str(path), fix=fix))
     damaged = (zipfile.BadZipFile, zlib.error, StructError, NotImplementedError, SafetensorError)
+    # MemoryError: an array says that it is longer than any memory.
     try:
         arrays, header = _read_npz(path) if _is_zip(path) else _read_safetensors(path)
         about = json.loads(header)
@@ -119,7 +120,7 @@ def read_store(path: Path) -> SparseStore:
         if about["digest"] != _digest(arrays):
             raise ValueError("its content is not what was written")
         return SparseStore(_codes(arrays), about, _texts(arrays))
-    except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+    except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError, MemoryError) as error:
         raise DataError(Problem(f"not a store of codes ({error})", str(path))) from error
 
 
@@ -186,6 +187,8 @@ def _is_zip(path: Path) -> bool:
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
     # Opened here: numpy leaves the file open when it is no zip file.
     with plain_errors(), path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in file.zip.infolist()):
+            raise ValueError("its parts are compressed, which no store's are")  # may blow up
         arrays = dict(file)
     return arrays, arrays.pop("header").tobytes().decode()
 

@@ -1,7 +1,6 @@
 """The door to models: an alias, a folder, a Hub id or a GGUF file becomes a model and a tokenizer.
 
-The only module that loads through mlx-lm. Code from a model's repository is never run unless the
-caller says so.
+The only module that loads through mlx-lm. Code from a model's repository is never run.
 """
 
 import difflib
@@ -22,6 +21,7 @@ from sempa_mlx import runtime
 from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
+from sempa_mlx.model.folder_config import check_folder
 from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.head import text_model
@@ -201,7 +201,6 @@ def load_model(
     *,
     revision: str | None = None,
     dtype: str = "auto",
-    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer, frozen and in evaluation mode.
 
@@ -210,7 +209,6 @@ def load_model(
         revision: a Hub commit, branch or tag.
         dtype: `auto` (see `runtime.resolve_dtype`) or an explicit precision. On a CPU, and with an
             explicit precision, quantised weights are unpacked; on a GPU `auto` keeps them packed.
-        trust_remote_code: run code from the model's repository.
 
     Raises:
         ModelError: the model cannot be found, read or built.
@@ -221,7 +219,7 @@ def load_model(
     if location.path.suffix == ".gguf":
         model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
     else:
-        model, tokenizer = _load_folder(location.path, trust_remote_code=trust_remote_code)
+        model, tokenizer = _load_folder(location.path)
         if not keep_quantized:
             model = dequantize_model(model)
     # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
@@ -245,16 +243,21 @@ def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, Tokenize
     return build_model(gguf, keep_quantized=keep_quantized), tokenizer
 
 
-def _load_folder(path: Path, *, trust_remote_code: bool) -> tuple[nn.Module, TokenizerWrapper]:
+def _load_folder(path: Path) -> tuple[nn.Module, TokenizerWrapper]:
     try:
-        model, config = load_mlx_model(path, lazy=True, trust_remote_code=trust_remote_code)
+        check_folder(path)
+        model, config = load_mlx_model(path, lazy=True, trust_remote_code=False)
         # A chat model may end its turn with another token than the tokenizer's own end.
         tokenizer = load_tokenizer(
             path,
-            {"trust_remote_code": trust_remote_code},
+            {"trust_remote_code": False},
             eos_token_ids=config.get("eos_token_id"),
         )
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+    # ImportError, AttributeError: the files name modules of mlx-lm.
+    except (
+        *(ValueError, KeyError, TypeError, OSError, RuntimeError),
+        *(ImportError, AttributeError),
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = f"mlx-lm cannot load this model: {reason}"
         raise ModelError(Problem(what, str(path), fix=_fix_for_code(path))) from error

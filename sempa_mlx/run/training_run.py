@@ -254,6 +254,10 @@ class TrainingRun:
                 "revision": self.loaded.location.revision,
                 "fingerprint": self.loaded.fingerprint,
             },
+            "data": {
+                name: {"name": source.label, "revision": source.revision}
+                for name, source in (("train", self.data.train), ("dev", self.data.dev))
+            },
         }
 
     @property
