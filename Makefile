@@ -11,7 +11,7 @@ EXTRA  ?= cpu
 endif
 comma  := ,
 
-.PHONY: help install demo test test-all check format clean
+.PHONY: help install demo test test-all check format docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -47,6 +47,9 @@ check: $(VENV)/.dev ## lint, format and type checks
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## write what is written from the code: recipes' comments, docs/config.md, docs/help.md
+	$(BIN)/python -m tests.written
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis

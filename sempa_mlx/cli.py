@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import typer
 
+from sempa_mlx.cli_config import config_app
 from sempa_mlx.cli_export import export_app
-from sempa_mlx.cli_groups import config_app, data_app, eval_app
+from sempa_mlx.cli_groups import data_app, eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
     LayerOption,
@@ -21,6 +22,7 @@ from sempa_mlx.cli_options import (
     PrecisionOption,
     SparseOption,
     TunedOption,
+    complete_recipe,
     console,
 )
 from sempa_mlx.cli_serve import serve_app
@@ -78,7 +80,10 @@ def _globals(
     epilog="Example:  sempa-mlx train   |   sempa-mlx train --data pairs.jsonl --iters 100"
 )
 def train(
-    config: Annotated[str | None, typer.Option("-c", "--config", help="Recipe or file.")] = None,
+    config: Annotated[
+        str | None,
+        typer.Option("-c", "--config", help="Recipe or file.", autocompletion=complete_recipe),
+    ] = None,
     model: ModelOption = None,
     data: Annotated[str | None, typer.Option("--data", help="File, `nli` or `demo`.")] = None,
     adapter_path: Annotated[

@@ -1,4 +1,4 @@
-"""The commands of two words: `eval`, `data` and `config`."""
+"""The commands of two words: `eval` and `data`."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,7 +25,6 @@ from sempa_mlx.cli_options import (
 
 eval_app = typer.Typer(no_args_is_help=True, help="Measure what training did.")
 data_app = typer.Typer(no_args_is_help=True, help="Look at data before paying for training.")
-config_app = typer.Typer(no_args_is_help=True, help="Recipes and their settings.")
 
 
 @eval_app.command("sts", epilog="Example:  sempa-mlx eval sts --data hub --adapter-path adapters")
@@ -253,35 +252,3 @@ def data_download() -> None:
     from sempa_mlx.commands.data import run_download
 
     run_download(console)
-
-
-@config_app.command("list")
-def config_list() -> None:
-    """List the recipes."""
-    from sempa_mlx.config_resolve import list_recipes
-
-    console.result("\n".join(list_recipes()))
-    console.document(list(list_recipes()))
-
-
-@config_app.command("show", epilog="Example:  sempa-mlx config show demo")
-def config_show(
-    name: Annotated[str | None, typer.Argument(help="Recipe or file.")] = None,
-) -> None:
-    """Print settings as a file that --config takes."""
-    from sempa_mlx.config_resolve import dump_config, resolve_config
-
-    resolved = resolve_config(name)
-    console.say(f"# {resolved.origin}")
-    console.result(dump_config(resolved.config).rstrip())
-    console.document(resolved.config.model_dump(mode="json"))
-
-
-@config_app.command("validate", epilog="Example:  sempa-mlx config validate sempa.yaml")
-def config_validate(file: Annotated[str, typer.Argument(help="Recipe or file.")]) -> None:
-    """Check a settings file; every fault is listed with its line."""
-    from sempa_mlx.config_resolve import resolve_config
-
-    origin = resolve_config(file).origin
-    console.result(f"{origin}: no faults")
-    console.document({"origin": origin, "ok": True})

@@ -9,6 +9,19 @@ from sempa_mlx.console import Console
 
 console = Console()
 
+
+def examples(*commands: str) -> str:
+    """Return what stands below a command's help: commands to copy, one a line."""
+    return "\n\n".join(["Examples:", *(f"- {command}" for command in commands)])
+
+
+def complete_recipe(incomplete: str) -> list[str]:
+    """Complete the name of a recipe; where none fits, the shell completes files."""
+    from sempa_mlx.config_recipes import list_recipes
+
+    return [name for name in list_recipes() if name.startswith(incomplete)]
+
+
 ModelOption = Annotated[
     str | None, typer.Option("--model", help="Alias, folder, Hub id or GGUF file.")
 ]
