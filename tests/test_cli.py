@@ -697,9 +697,9 @@ def test_help_imports_nothing_that_takes_long():
 
 
 def test_help_shows_what_stands_in_brackets():
-    """As markup `[default: adapters]` and `[all]` would vanish."""
+    """As markup `[default: adapters]` would vanish."""
     assert b"[default: adapters]" in python("-c", PROGRAM, "train", "--help").stdout
-    assert b"[all]" in python("-c", PROGRAM, "eval", "sts", "--help").stdout
+    assert b"[default: all]" in python("-c", PROGRAM, "eval", "sts", "--help").stdout
 
 
 def test_plain_text_into_a_closed_pipe_is_quiet():

@@ -11,7 +11,6 @@ from sempa_mlx.config_notes import NOTES
 from sempa_mlx.config_recipes import list_recipes, recipe_path
 from sempa_mlx.config_resolve import resolve_config
 from tests.command import done, files_below, refused
-from tests.written import written
 
 
 @pytest.fixture(autouse=True)
@@ -77,16 +76,6 @@ def test_validate_tells_the_faults_of_all_files_at_once():
     assert [line.split()[1] for line in errors] == [
         *("bad.yaml:2:", "bad.yaml:3:", "worse.yaml:2:", "no.yaml:")
     ]
-
-
-@pytest.mark.parametrize("path", [path for path in written() if path.suffix in (".yaml", ".md")])
-def test_written_files_are_those_of_the_code(path):
-    """If this fails: `make docs`."""
-    assert path.read_text(encoding="utf-8") == written()[path]
-
-
-def test_notes_name_every_setting():
-    assert list(NOTES) == list(resolve_config("demo").sources)
 
 
 @pytest.mark.parametrize(

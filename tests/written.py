@@ -3,8 +3,14 @@
 A test compares each file with what stands here, so neither can change alone.
 """
 
+import os
+from importlib.metadata import version
 from pathlib import Path
+from unittest import mock
 
+import typer
+
+from sempa_mlx.cli import app
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.config_notes import (
     NOTES,
@@ -15,6 +21,7 @@ from sempa_mlx.config_notes import (
 )
 from sempa_mlx.config_recipes import list_recipes, recipe_path
 from sempa_mlx.config_resolve import resolve_config
+from tests.command import done
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (
@@ -38,6 +45,13 @@ Later layers win: defaults, then the recipe or file, then `--set section.key=val
 options such as `--seed`. A file need not name every key. Unknown keys, wrong types, values out of
 range and duplicated keys are errors, also where a later layer would have covered them. With neither
 `--config` nor a `./sempa.yaml`, `train` uses the recipe `smollm2-135m`.
+"""
+
+HELP_WIDTH = 100
+HELP_HEAD = """# The help of every command
+
+What `--help` prints, {width} columns wide. Written by `make docs` with typer {typer}; a test
+compares it with the real help.
 """
 
 
@@ -67,10 +81,43 @@ def _section_table(section, known):
     return "\n".join([*lines, ""])
 
 
+def commands():
+    """Yield the words of every command and group with what typer knows of it, the program first."""
+
+    def below(words, command):
+        yield words, command
+        for name, inner in getattr(command, "commands", {}).items():
+            yield from below((*words, name), inner)
+
+    yield from below((), typer.main.get_command(app))
+
+
+def help_of(words):
+    """Return what `sempa-mlx WORDS --help` prints, without colour and blanks at ends of lines."""
+    with mock.patch.dict(os.environ, {"COLUMNS": str(HELP_WIDTH), "NO_COLOR": "1"}):
+        text = done(*words, "--help").out
+    return "\n".join(line.rstrip() for line in text.strip("\n").splitlines()).strip("\n")
+
+
+def typer_version():
+    """Return the version that decides how help looks: its first two numbers."""
+    return ".".join(version("typer").split(".")[:2])
+
+
+def help_page():
+    parts = [HELP_HEAD.format(width=HELP_WIDTH, typer=typer_version())]
+    for words, _ in commands():
+        parts.append(f"## {' '.join(('sempa-mlx', *words))}\n\n```text\n{help_of(words)}\n```\n")
+    return "\n".join(parts)
+
+
 def written():
     """Return every file that is written from the code, with its text."""
     recipes = {recipe_path(name): recipe_text(name) for name in list_recipes()}
-    return recipes | {ROOT / "docs" / "config.md": config_page()}
+    return recipes | {
+        ROOT / "docs" / "config.md": config_page(),
+        ROOT / "docs" / "help.md": help_page(),
+    }
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ from sempa_mlx.config_notes import write_commented
 from sempa_mlx.config_recipes import list_recipes, recipe_path, recipe_summary
 from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.console import Console
-from sempa_mlx.errors import ConfigError
+from sempa_mlx.errors import ConfigError, Problem
 from sempa_mlx.files import refuse_existing, write_text
 
 
@@ -50,7 +50,8 @@ def run_validate(console: Console, files: Sequence[str]) -> None:
     Raises:
         ConfigError: the faults of all files.
     """
-    problems, sound = [], []
+    problems: list[Problem] = []
+    sound: list[str] = []
     for file in files:
         try:
             sound.append(resolve_config(file).origin)
