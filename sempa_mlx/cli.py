@@ -3,6 +3,7 @@
 Heavy modules are imported inside the commands, so that `--help` answers at once.
 """
 
+import atexit
 import os
 import sys
 from pathlib import Path
@@ -209,6 +210,7 @@ def demo(
 
 def main() -> None:
     """Run the program: every error becomes one clear message and its exit code."""
+    atexit.register(_let_go_of_streams)
     arguments = sys.argv[1:]
     flags = {flag for flag in GLOBAL_FLAGS if flag in arguments}
     mode: Mode = "json" if "--json" in flags else "quiet" if "--quiet" in flags else "human"
@@ -229,11 +231,10 @@ def main() -> None:
             raise
         console.error(unexpected(error))
         sys.exit(1)
-    finally:
-        _let_go_of_streams()
 
 
 def _let_go_of_streams() -> None:
-    # MLX wants every thread that used it to do this before it ends, the main thread too.
+    # MLX wants every thread that used it to do this before it ends, the main thread too; after it
+    # the thread can compute no more, so it comes last of all.
     if mlx := sys.modules.get("mlx.core"):
         mlx.clear_streams()
