@@ -1,4 +1,4 @@
-"""The library in one call each: settings, training, evaluation. `Encoder` is the fourth name.
+"""The library in one call each: settings, training, evaluation, paraphrases. `Encoder` is a class.
 
 What the command line does with a terminal around it, these do in a program: they print nothing,
 raise `sempa_mlx.errors.SempaError`, and tell what happened through return values and events.
@@ -6,7 +6,7 @@ raise `sempa_mlx.errors.SempaError`, and tell what happened through return value
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,9 @@ from sempa_mlx.config import SempaConfig
 from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.data.sts_sets import Protocol
 from sempa_mlx.data.sts_tasks import sts_tasks
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.paraphrase import Paraphrased, Paraphraser, ParaphraseSettings
+from sempa_mlx.errors import UsageError
 from sempa_mlx.evaluation import sts
 from sempa_mlx.evaluation.sts import EncodesTexts, StsScore
 from sempa_mlx.run.coder import fit_run_coder, run_sentences
@@ -135,3 +138,42 @@ def evaluate_sts(
     """
     found = sts_tasks(str(data), tasks, protocol)
     return sts.evaluate_sts(encoder, found, resamples=resamples)
+
+
+def paraphrase(
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    k: int | None = None,
+    settings: ParaphraseSettings | None = None,
+) -> list[Paraphrased]:
+    """Say texts in other words with the encoder's own language model, the most similar first.
+
+    Args:
+        encoder: ranks by its vectors, whatever `settings.adapter_scale` is.
+        texts: any number; one of blanks only has no paraphrases, equal ones have the same.
+        k: distinct paraphrases of a text; by default what `settings` say, else 3.
+        settings: how to draw: temperature, top_p, seed, template and more.
+
+    Returns:
+        A `Paraphrased` a text, in order: `.text`, `.paraphrases` (each with `.text` and
+        `.similarity`, a cosine); fewer than k if no more were found in 4 k draws.
+
+    Warns:
+        UserWarning: the encoder saw only the beginning of texts that are too long for it.
+
+    Raises:
+        UsageError: settings that make no sense.
+        DataError: texts that the model is too short for; all of them.
+    """
+    if isinstance(texts, str):
+        raise UsageError("paraphrase takes a list of texts, not one string")
+    settings = settings or ParaphraseSettings()
+    paraphraser = Paraphraser(encoder, settings if k is None else replace(settings, k=k))
+    paraphraser.check((f"text {number}", text) for number, text in enumerate(texts))
+    found = paraphraser.paraphrase(texts)
+    if paraphraser.num_cut:
+        longest = encoder.settings.max_tokens
+        what = f"similarities of {paraphraser.num_cut} texts are of their first {longest} tokens"
+        warnings.warn(what, stacklevel=2)
+    return found

@@ -17,6 +17,7 @@ from sempa_mlx.cli_export import export_app
 from sempa_mlx.cli_groups import eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
+    FormatOption,
     LayerOption,
     MethodOption,
     ModelOption,
@@ -33,6 +34,7 @@ from sempa_mlx.cli_options import (
     model_option,
     output_option,
 )
+from sempa_mlx.cli_paraphrase import paraphrase_app
 from sempa_mlx.cli_report import report_app
 from sempa_mlx.cli_serve import serve_app
 from sempa_mlx.cli_sparse import sparse_app
@@ -61,6 +63,7 @@ app = typer.Typer(
 app.add_typer(train_app)
 app.add_typer(report_app)
 app.add_typer(export_app)
+app.add_typer(paraphrase_app)
 app.add_typer(serve_app)
 app.add_typer(eval_app, name="eval")
 app.add_typer(sparse_app, name="sparse")
@@ -121,13 +124,7 @@ def embed(
     k: Annotated[
         int | None, embedding_option("--k", min=1, help="Values of a code. [default: the coder's]")
     ] = None,
-    file_format: Annotated[
-        str | None,
-        output_option(
-            "--format",
-            help="npy or jsonl; with --sparse: npz, safetensors or jsonl. [default: by --out]",
-        ),
-    ] = None,
+    file_format: FormatOption = None,
     batch_tokens: Annotated[
         int,
         embedding_option("--batch-tokens", min=64, help="Tokens of one batch, padding counted."),
@@ -158,7 +155,7 @@ def embed(
     )
 )
 def search(
-    store: Annotated[Path, typer.Argument(help="What `embed` wrote: .npy, .npz, .safetensors.")],
+    store: Annotated[Path, typer.Argument(help="What `embed` wrote.")],
     query: Annotated[str, typer.Argument(help="A text; `-` reads one a line from stdin.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Lines of each query.")] = 5,
     texts: Annotated[

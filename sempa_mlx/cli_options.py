@@ -111,6 +111,14 @@ MethodOption = Annotated[
 ]
 OutOption = Annotated[Path | None, output_option("--out", help="Write the results here as JSON.")]
 ForceOption = Annotated[bool, output_option("--force", help="Replace what is there.")]
+FormatOption = Annotated[
+    str | None,
+    output_option(
+        "--format",
+        help="npy, npz, jsonl, csv, safetensors or parquet; with --sparse: npz, safetensors or "
+        "jsonl. [default: as -o ends]",
+    ),
+]
 PrecisionOption = Annotated[
     Literal["int8", "binary"] | None,
     output_option("--precision", help="Codes of a byte or a bit a number beside a .npy."),

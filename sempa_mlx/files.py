@@ -100,6 +100,8 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise UsageError(
             f"{path} is a symbolic link; name the file itself", state="nothing written"
         )
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file", state="nothing written")
     if path.exists() and not force:
         raise UsageError(f"{path} exists; add --force to replace it", state="nothing written")
 

@@ -9,10 +9,22 @@ from pathlib import Path
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sempa-tests-")
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 import sempa_mlx  # noqa: F401 - before any test imports mlx, for the fast BLAS
 
 CONNECT = socket.socket.connect
+
+# The same examples in each run, or many new ones: SEMPA_HYPOTHESIS_PROFILE=fuzz.
+settings.register_profile("ci", deadline=None, derandomize=True)
+settings.register_profile(
+    "fuzz",
+    deadline=None,
+    max_examples=2000,
+    print_blob=True,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+)
+settings.load_profile(os.environ.get("SEMPA_HYPOTHESIS_PROFILE", "ci"))
 
 
 @pytest.fixture(autouse=True)

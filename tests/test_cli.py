@@ -1,5 +1,6 @@
 import json
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -9,8 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 
 from sempa_mlx import __version__, runtime
+from sempa_mlx.commands import doctor
 from sempa_mlx.commands import embed as embed_command
 from sempa_mlx.commands.signals import stop_requests
 from sempa_mlx.encoder.encoder import Encoder
@@ -84,6 +87,8 @@ def test_a_file_becomes_an_array_beside_it(space, here, vectors):
     assert described["model"]["name"] == str(space / "base")
     beside = [f"notes.txt.{ending}" for ending in ("ids.npy", "json", "npy")]
     assert sorted(files_below(here)) == ["notes.txt", *beside]
+    next_command = outcome.err.rsplit("search in it:  sempa-mlx ", 1)[1]
+    assert SENTENCES[0] in done(*shlex.split(next_command)).out
 
 
 def test_stdin_becomes_json_lines_on_stdout(space, here, vectors):
@@ -147,7 +152,7 @@ def test_jsonl_goes_by_ending_or_by_wish(space, here):
     done(*arguments, "-o", "b.txt", "--format", "jsonl")
     assert Path("a.jsonl").read_bytes() == Path("b.txt").read_bytes()
     assert len(read_lines(Path("a.jsonl").read_text())) == 6
-    assert sorted(files_below(here)) == ["a.jsonl", "b.txt"]
+    assert sorted(files_below(here)) == ["a.jsonl", "a.jsonl.json", "b.txt", "b.txt.json"]
 
 
 def test_json_and_quiet_modes_of_embed(space, here):
@@ -333,6 +338,11 @@ def test_faulty_data_is_listed_fault_by_fault(here):
     ]
 
 
+def test_a_file_without_a_sound_row_has_no_format(here):
+    Path("rows.jsonl").write_text('{"anchor": "a"}\n')
+    assert run("data", "check", "rows.jsonl").out.startswith("rows.jsonl: 1 rows, 0 kept\n")
+
+
 def test_versions_are_told():
     lines = dict(line.split(" ", 1) for line in done("--version").out.splitlines())
     assert lines["sempa-mlx"] == __version__
@@ -349,6 +359,20 @@ def test_the_doctor_looks_at_the_machine(monkeypatch, rate, is_well):
     told = done("doctor").out
     assert ("!!  matrix product" in told) is not is_well
     assert ("sempa-mlx[cpu]" in told) is not is_well
+
+
+def test_the_doctor_names_the_hubs_cache_and_the_extras(monkeypatch, tmp_path):
+    monkeypatch.setattr(runtime, "matmul_gflops", lambda dtype: 200.0)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setitem(doctor.EXTRAS, "parquet", ("no_such_module",))
+    (tmp_path / "models--owner--name").mkdir()
+    document = done("--json", "doctor").document
+    assert document["Hub cache"]["value"] == (
+        f"{tmp_path}: 1 models and data sets; offline, as HF_HUB_OFFLINE is set"
+    )
+    assert document["extras"]["value"].startswith("serve")
+    assert "parquet" not in document["extras"]["value"]
 
 
 # what users get wrong
@@ -530,7 +554,7 @@ def test_output_through_a_link_is_refused(space, here):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["-o", "a.csv"], "unknown output format `csv`"),
+        (["-o", "a.txt"], "unknown output format `txt`"),
         (["-o", "-", "--format", "npy"], "stdout takes --format jsonl only"),
         (["-o", "a.npy", "--method", "magic"], "no method `magic`"),
         (["-o", "a.npy", "--truncate-dim", "33"], "1 to 32"),

@@ -150,6 +150,12 @@ def test_a_taken_path_is_refused_unless_forced(tmp_path):
 
 
 @pytest.mark.parametrize("force", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_refused_even_when_forced(tmp_path, force):
+    with pytest.raises(UsageError, match="is a folder; name a file"):
+        refuse_existing(tmp_path, force=force)
+
+
+@pytest.mark.parametrize("force", [False, True])
 @pytest.mark.parametrize("target", ["there", "nowhere"])
 def test_a_link_is_refused_even_when_forced(tmp_path, target, force):
     (tmp_path / "there").write_text("x")

@@ -36,7 +36,8 @@ def run_check(console: Console, file: Path) -> None:
 
 
 def _summary(report: PreferenceReport) -> str:
-    lines = [f"{report.path}: {report.format}, {report.rows} rows, {report.kept} kept"]
+    form = f"{report.format}, " if report.format else ""
+    lines = [f"{report.path}: {form}{report.rows} rows, {report.kept} kept"]
     lines += [f"  dropped {count}: {rule}" for rule, count in report.dropped if count]
     if report.mean_words:
         words = ", ".join(f"{name} {count:.1f}" for name, count in report.mean_words.items())

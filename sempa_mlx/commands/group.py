@@ -4,7 +4,7 @@ from typing import Any
 
 from typer.core import TyperGroup
 
-FIRST = ("demo", "train", "embed", "search", "eval", "report", "export", "serve")
+FIRST = ("demo", "train", "embed", "search", "paraphrase", "eval", "report", "export", "serve")
 
 
 class ReaderGoneError(Exception):

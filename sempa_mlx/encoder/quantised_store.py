@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from sempa_mlx.encoder.dense_search import DenseStore, let_go
+from sempa_mlx.encoder.mapped_array import map_array
 from sempa_mlx.encoder.ranking import Hits, best_rows, nearest_rows
 from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.files import replacing
@@ -134,7 +135,7 @@ def read_quantised(store: DenseStore, path: Path, precision: str) -> QuantisedSt
     out = codes_path(path, precision)
     fix = f"make them: sempa-mlx embed FILE --update --precision {precision}"
     try:
-        codes = np.lib.format.open_memmap(out, mode="r")
+        codes = map_array(out)
         about: dict[str, Any] = json.loads(_about_path(out).read_text(encoding="utf-8"))
         said = [about[name] for name in ("precision", "count", "dim", "vectors", "ids")]
         middle, step = (np.array(about[name], dtype=np.float32) for name in ("middle", "step"))

@@ -22,8 +22,11 @@ from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from sempa_mlx.encoder.store import sidecar_path
+from sempa_mlx.encoder import npz_file, safetensors_file
+from sempa_mlx.encoder.mapped_array import plain_errors
+from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.files import replacing, write_text
 
@@ -104,8 +107,6 @@ def read_store(path: Path) -> SparseStore:
     Raises:
         DataError: there is no such file, it is not whole, or holds something else.
     """
-    from safetensors import SafetensorError
-
     if not path.is_file():
         fix = f"embed a file: sempa-mlx embed FILE --sparse CODER -o {path}"
         raise DataError(Problem("no such file", str(path), fix=fix))
@@ -120,6 +121,24 @@ def read_store(path: Path) -> SparseStore:
         return SparseStore(_codes(arrays), about, _texts(arrays))
     except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError) as error:
         raise DataError(Problem(f"not a store of codes ({error})", str(path))) from error
+
+
+def holds_codes(path: Path) -> bool:
+    """Tell a `.npz` or `.safetensors` of codes from one of vectors; other endings hold no codes.
+
+    Raises:
+        DataError: there is no such file, or it is not whole.
+    """
+    if path.suffix.removeprefix(".") not in FORMS:
+        return False
+    if not path.is_file():
+        fix = f"embed a file: sempa-mlx embed FILE -o {path}"
+        raise DataError(Problem("no such file", str(path), fix=fix))
+    try:
+        return not (npz_file if _is_zip(path) else safetensors_file).holds_vectors(path)
+    except (zipfile.BadZipFile, SafetensorError, OSError, ValueError) as error:
+        what = f"neither vectors nor codes ({error})"
+        raise DataError(Problem(what, str(path), fix="embed the file again")) from error
 
 
 def _arrays(store: SparseStore) -> dict[str, np.ndarray]:
@@ -166,7 +185,7 @@ def _is_zip(path: Path) -> bool:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
     # Opened here: numpy leaves the file open when it is no zip file.
-    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+    with plain_errors(), path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
         arrays = dict(file)
     return arrays, arrays.pop("header").tobytes().decode()
 

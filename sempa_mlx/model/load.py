@@ -27,6 +27,7 @@ from sempa_mlx.model.identity import fingerprint, weight_files
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
 SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
 MODEL_FILES = [*SMALL_FILES, "model*.safetensors"]
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning of transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,6 +204,8 @@ def load_model(
         model, tokenizer = load_folder(location.path, trust_remote_code=trust_remote_code)
         if not keep_quantized:
             model = dequantize_model(model)
+    # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
+    tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True
     if not hasattr(text_model(model), "model"):  # the backbone under the name mlx-lm's files use
         kind = type(model).__module__.rpartition(".")[2]
         raise ModelError(Problem(f"models of type `{kind}` are not supported", name))

@@ -11,9 +11,9 @@ import mlx.core as mx
 def inference_thread() -> Iterator[ThreadPoolExecutor]:
     """Give one thread that may run MLX, and end it in a way that MLX survives.
 
-    A thread that has used MLX must let go of its streams itself, as its last piece of work. Python's
-    `join` returns before the thread's own storage is destroyed; if that happens while the interpreter
-    goes down, MLX aborts the whole process (mlx issues 4248, 4327).
+    A thread that has used MLX must let go of its streams itself, as its last piece of work:
+    Python's `join` returns before the thread's own storage is destroyed, and if that happens while
+    the interpreter goes down, MLX aborts the whole process.
     """
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="inference") as thread:
         try:

@@ -33,10 +33,10 @@ def _peak(term: Term, batches: Sequence[Sequence[int]]) -> float:
     largest = term.largest_pass(batches)
     if not largest:
         return 0.0
-    counts = sorted({max(1, len(largest) // share) for share in PROBE_SHARES})
+    counts = [len(largest) // share for share in PROBE_SHARES]
+    if counts[0] == 0:
+        return _tried(term, largest)  # there are no two smaller passes to tell it from
     peaks = [_tried(term, largest[-count:]) for count in counts]
-    if len(counts) == 1:
-        return peaks[0]
     slope = (peaks[1] - peaks[0]) / (counts[1] - counts[0])
     return peaks[1] + slope * (len(largest) - counts[1])
 

@@ -1,0 +1,114 @@
+#!/usr/bin/env bash
+# The runs behind docs/results.md: which recipe embeds best, and what it costs the generator.
+#
+#   SEMPA_DATA=../shared/data benchmarks/recipes.sh OUT [SYSTEM...]
+#   python benchmarks/recipes.py OUT            # the table and the plot of what is there
+#
+# A system that has a figure in OUT is not measured again, so the script can be stopped and started.
+# Training takes the first ROWS NLI triplets (all of them unless told) and keeps the best step on
+# PAIRS pairs of STS-B dev. On one CPU core a training run takes hours, an evaluation half an hour;
+# on a GPU both take minutes. Seeds other than 0 are written NAME@SEED.
+set -euo pipefail
+data=${SEMPA_DATA:-../shared/data}
+out=${1:?where the results go}
+shift
+sempa=${SEMPA:-.venv/bin/sempa-mlx}
+model=${MODEL:-smollm2-135m}
+rows=${ROWS:-25371}
+pairs=${PAIRS:-500}
+questions=${QUESTIONS:-500}
+export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
+mkdir -p "$out"
+
+all=(prompteol prompteol-icl ke metaeol standardize sempa embedding bridge held paper bridge-0.2
+  bridge-5 listwise spod sempa@1 sempa@2 embedding@1 embedding@2 bridge@1 bridge@2 held@1 held@2)
+systems=("$@")
+[ ${#systems[@]} -gt 0 ] || systems=("${all[@]}")
+
+# What the KL term holds the model to: questions without their answers, of no text that is measured.
+"${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/held.txt" <<'PYTHON'
+import gzip, json, sys
+
+with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:
+    target.writelines(" ".join(json.loads(row)["question"].split()) + "\n" for row in source)
+PYTHON
+gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
+
+recipe() { # NAME: the options that make it what it is
+  case $1 in
+    sempa) echo --set objective.loss=sigmoid --batch-size 32 --learning-rate 3e-4 ;;
+    paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
+    listwise) echo --set objective.loss=listwise --batch-size 32 --learning-rate 3e-4 ;;
+    embedding) echo --set objective.loss=embedding --batch-size 64 --learning-rate 3e-4 ;;
+    held) echo --set objective.loss=embedding+2kl --set "objective.kl_text=$out/held.txt" \
+      --batch-size 64 --learning-rate 3e-4 ;;
+    bridge) echo --set objective.loss=sigmoid+embedding --batch-size 64 --learning-rate 3e-4 ;;
+    bridge-*) echo --set "objective.loss=sigmoid+${1#bridge-}embedding" --batch-size 64 \
+      --learning-rate 3e-4 ;;
+    spod) echo --set objective.loss=sigmoid+0.3code --set "sparse.start=$out/base-coder.safetensors" \
+      --set eval.dial=null --batch-size 32 --learning-rate 3e-4 ;;
+    *) echo "unknown system: $1" >&2; return 1 ;;
+  esac
+}
+
+train() { # NAME@SEED
+  local run=$out/$1 name=${1%@*} seed=0 options
+  [ "$name" = "$1" ] || seed=${1#*@}
+  [ ! -f "$run/results.json" ] || return 0
+  if [ "$name" = spod ] && [ ! -f "$out/base-coder.safetensors" ]; then
+    "$sempa" sparse fit --model "$model" --data "$data/nli/train.jsonl.gz" \
+      --out "$out/base-coder.safetensors"
+  fi
+  options=$(recipe "$name")
+  # shellcheck disable=SC2086
+  "$sempa" train --config smollm2-135m --model "$model" --data "$data/nli/train.jsonl.gz" \
+    --set data.limit="$rows" --seed "$seed" --set eval.data="$data/sts/STSB/dev.tsv" \
+    --set eval.pairs="$pairs" --set eval.every="${EVERY:-16}" --set eval.patience=6 \
+    $options --adapter-path "$run" --force
+}
+
+once() { # FILE COMMAND...: writes it unless it is there
+  [ -f "$1" ] || "${@:2}" --out "$1"
+}
+
+measure() { # NAME OPTIONS...: everything about one system, at the strength that dev chose
+  local name=$1
+  shift
+  once "$out/$name-senteval.json" "$sempa" eval sts "$@" --data "$data/sts_senteval" --details
+  once "$out/$name-raw.json" "$sempa" eval sts "$@" --data "$data/sts" --protocol mteb
+}
+
+cost() { # NAME: what the adapter does to the generator along its dial
+  local run=$out/$1
+  once "$out/$1-generation.json" "$sempa" eval generation --text "$data/text/wikitext2-test.txt" \
+    --max-tokens 65536 --adapter-path "$run" --adapter-scale 0.25 --adapter-scale 0.5 \
+    --adapter-scale 0.75 --adapter-scale 1
+  once "$out/$1-tasks.json" "$sempa" eval generation --tasks hellaswag,truthfulqa \
+    --data "$data/lm" --limit "$questions" --adapter-path "$run" \
+    --adapter-scale "$(dial "$run")"
+  once "$out/$1-geometry.json" "$sempa" eval geometry --data "$data/sts_senteval" --no-base \
+    --adapter-path "$run" --adapter-scale "$(dial "$run")"
+  once "$out/$1-tokens.json" "$sempa" eval tokens --data "$data/sts_senteval" --show 0 --no-base \
+    --adapter-path "$run" --adapter-scale "$(dial "$run")"
+}
+
+dial() { # RUN: the scale that dev chose
+  sed -n 's/.*"adapter_scale": *\([0-9.]*\).*/\1/p' "$1/encoder.json"
+}
+
+for system in "${systems[@]}"; do
+  echo "== $system" >&2
+  case $system in
+    prompteol | prompteol-icl | ke | metaeol) measure "$system" --model "$model" --method "$system" ;;
+    standardize) measure "$system" --model "$model" --method prompteol --post standardize \
+      --post-fit "$out/anchors.jsonl" ;;
+    *)
+      train "$system"
+      measure "$system" --no-base --adapter-path "$out/$system" \
+        --adapter-scale "$(dial "$out/$system")"
+      measure "$system+standardize" --no-base --adapter-path "$out/$system" \
+        --adapter-scale "$(dial "$out/$system")" --post standardize --post-fit "$out/anchors.jsonl"
+      cost "$system"
+      ;;
+  esac
+done
