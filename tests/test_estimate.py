@@ -12,7 +12,7 @@ from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.errors import ModelError
 from sempa_mlx.evaluation.sts import distinct_sentences
 from sempa_mlx.model.gguf import read_gguf
-from sempa_mlx.model.gguf_header import read_header
+from sempa_mlx.model.gguf_shapes import read_shapes
 from sempa_mlx.model.load import load_model
 from sempa_mlx.run.estimate import estimate_run
 from sempa_mlx.run.inputs import read_run_data
@@ -141,7 +141,7 @@ def test_memory_is_near_to_what_trying_finds(inputs, sets):
 def test_a_header_says_what_the_whole_file_says(tmp_path):
     path, cut = tmp_path / "a.gguf", tmp_path / "cut.gguf"
     write_gguf(path, all_metadata(), random_tensors(untied=True), "Q8_0")
-    whole, header = read_gguf(path), read_header(path)
+    whole, header = read_gguf(path), read_shapes(path)
     assert header.metadata.keys() == whole.metadata.keys()
     assert header.metadata["tokenizer.ggml.merges"] == whole.metadata["tokenizer.ggml.merges"]
     assert header.metadata["llama.rope.freq_base"] == 10000.0
@@ -149,15 +149,32 @@ def test_a_header_says_what_the_whole_file_says(tmp_path):
     assert shapes["output.weight"] == (340, 64)
     assert shapes.keys() == {n for n in whole.tensors if n.endswith(".weight")}
     cut.write_bytes(path.read_bytes()[: -path.stat().st_size // 2])
-    assert read_header(cut).tensors.keys() == header.tensors.keys()
+    assert read_shapes(cut).tensors.keys() == header.tensors.keys()
 
 
-@pytest.mark.parametrize("content", [b"", b"GGUF", b"PK\x03\x04", b"GGUF\x01\x00\x00\x00"])
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"GGUF",
+        b"PK\x03\x04",
+        b"GGUF\x01\x00\x00\x00",
+        b"GGUF\x03\x00\x00\x00" + 16 * b"\x01" + 40 * b"\xff",
+    ],
+)
 def test_a_file_that_is_no_gguf_is_refused(tmp_path, content):
     path = tmp_path / "a.gguf"
     path.write_bytes(content)
     with pytest.raises(ModelError, match="not a readable GGUF file"):
-        read_header(path)
+        read_shapes(path)
+
+
+def test_metadata_that_sizes_no_model_is_refused(inputs, tmp_path):
+    metadata = all_metadata()
+    del metadata["llama.block_count"]
+    write_gguf(tmp_path / "a.gguf", metadata, random_tensors())
+    with pytest.raises(ModelError, match="does not size a model .'llama.block_count'"):
+        estimated(inputs, model=tmp_path / "a.gguf")
 
 
 def test_a_gguf_file_is_estimated_as_it_will_be_loaded(inputs, tmp_path):

@@ -15,9 +15,10 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from sempa_mlx import runtime
 from sempa_mlx.config import LoraConfig, ModelConfig
+from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.adapter_layers import choose_linears, is_adaptable, linear_dims
 from sempa_mlx.model.gguf import model_config
-from sempa_mlx.model.gguf_header import read_header
+from sempa_mlx.model.gguf_shapes import read_shapes
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.head import hidden_size, text_model
 from sempa_mlx.model.load import LoadedModel, load_folder, locate
@@ -52,8 +53,12 @@ def load_skeleton(settings: ModelConfig) -> LoadedModel:
     """
     location = locate(settings.name, settings.revision, weights=False)
     if location.path.suffix == ".gguf":
-        header = read_header(location.path)
-        model: nn.Module = llama.Model(llama.ModelArgs.from_dict(model_config(header)))
+        header = read_shapes(location.path)
+        try:
+            model: nn.Module = llama.Model(llama.ModelArgs.from_dict(model_config(header)))
+        except (KeyError, ValueError) as error:
+            what = f"its metadata does not size a model ({error})"
+            raise ModelError(Problem(what, str(location.path))) from error
         tokenizer = TokenizerWrapper(build_tokenizer(header.metadata))
     else:
         model, tokenizer = load_folder(location.path, weights=False)

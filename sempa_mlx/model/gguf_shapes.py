@@ -18,7 +18,7 @@ _TEXT, _ARRAY = 8, 9
 _TABLE = "rope_freqs.weight"  # its values would be needed, not its shape
 
 
-def read_header(path: Path) -> GgufFile:
+def read_shapes(path: Path) -> GgufFile:
     """Read the metadata, and stand-ins for the tensors that have their shapes and no memory.
 
     Raises:
@@ -31,7 +31,7 @@ def read_header(path: Path) -> GgufFile:
             num_tensors, num_keys = _number(file, "Q"), _number(file, "Q")
             metadata = {_text(file): _value(file, _number(file, "I")) for _ in range(num_keys)}
             shapes = dict(_shape(file) for _ in range(num_tensors))
-    except (OSError, ValueError, KeyError, struct.error) as error:
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError, struct.error) as error:
         reason = Problem(f"not a readable GGUF file ({error})", place=str(path))
         raise ModelError(reason) from error
     tensors = {name: mx.zeros(shape) for name, shape in shapes.items() if name != _TABLE}
