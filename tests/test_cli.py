@@ -16,7 +16,6 @@ from sempa_mlx import __version__, runtime
 from sempa_mlx.commands import doctor
 from sempa_mlx.commands import embed as embed_command
 from sempa_mlx.commands.signals import stop_requests
-from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.encoder.store import WINDOW
@@ -307,7 +306,7 @@ def test_an_export_takes_no_folder_that_holds_something(space, here):
     assert files_below(here) == {"out": None, "out/file": b"precious"}
 
 
-# data, config, doctor, version
+# data, doctor, version
 
 
 def test_sound_data_is_counted(space):
@@ -342,17 +341,6 @@ def test_faulty_data_is_listed_fault_by_fault(here):
 def test_a_file_without_a_sound_row_has_no_format(here):
     Path("rows.jsonl").write_text('{"anchor": "a"}\n')
     assert run("data", "check", "rows.jsonl").out.startswith("rows.jsonl: 1 rows, 0 kept\n")
-
-
-def test_recipes_are_listed_and_shown(here):
-    names = done("config", "list").out.split()
-    assert names == done("--json", "config", "list").document
-    assert "demo" in names
-    for name in names:
-        Path("copy.yaml").write_text(done("--quiet", "config", "show", name).out)
-        assert resolve_config("copy.yaml").config == resolve_config(name).config
-        document = done("--json", "config", "show", name).document
-        assert document == resolve_config(name).config.model_dump(mode="json")
 
 
 def test_versions_are_told():
@@ -713,9 +701,9 @@ def test_help_imports_nothing_that_takes_long():
 
 
 def test_help_shows_what_stands_in_brackets():
-    """As markup `[default: adapters]` and `[all]` would vanish."""
+    """As markup `[default: adapters]` would vanish."""
     assert b"[default: adapters]" in python("-c", PROGRAM, "train", "--help").stdout
-    assert b"[all]" in python("-c", PROGRAM, "eval", "sts", "--help").stdout
+    assert b"[default: all]" in python("-c", PROGRAM, "eval", "sts", "--help").stdout
 
 
 def test_plain_text_into_a_closed_pipe_is_quiet():
@@ -726,14 +714,6 @@ def test_plain_text_into_a_closed_pipe_is_quiet():
     )
     assert ended.stdout == "0\n"
     assert "Traceback" not in ended.stderr
-
-
-def test_config_validate_tells_faults_and_their_absence(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    Path("good.yaml").write_text("train:\n  seed: 3\n")
-    Path("bad.yaml").write_text("train:\n  sed: 3\n")
-    assert "no faults" in done("config", "validate", "good.yaml").out
-    assert "bad.yaml:2" in refused(2, "config", "validate", "bad.yaml").err
 
 
 def test_no_base_measures_the_adapters_only(space):

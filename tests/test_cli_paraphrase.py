@@ -254,5 +254,5 @@ def test_texts_that_do_not_fit_are_named(folder, here):
 def test_help_shows_both_examples_and_says_what_a_path_is():
     shown = " ".join(run("paraphrase", "--help").out.split())
     assert 'sempa-mlx paraphrase "The flight was cancelled because of fog." -k 5' in shown
-    assert "sempa-mlx paraphrase - < notes.txt -o notes.jsonl" in shown
+    assert "sempa-mlx paraphrase - -o notes.jsonl < notes.txt" in shown
     assert "also if it is the name of a file" in shown

@@ -1,4 +1,4 @@
-"""The group of all commands: typer's, but for its error panels and a closed pipe."""
+"""The group of all commands: typer's, but for its error panels, a closed pipe and the help's order."""
 
 import difflib
 import re
@@ -7,6 +7,8 @@ from typing import Any
 from typer.core import TyperGroup
 
 from sempa_mlx.errors import Problem, UsageError
+
+FIRST = ("demo", "train", "embed", "search", "paraphrase", "eval", "report", "export", "serve")
 
 
 class ReaderGoneError(Exception):
@@ -20,6 +22,11 @@ class Commands(TyperGroup):
         """Parse the line, run its command, and return the command's code; errors pass."""
         code = super().main(*args, **options | {"standalone_mode": False})
         return code if isinstance(code, int) else 0
+
+    def list_commands(self, ctx: Any) -> list[str]:  # noqa: ANN401 - typer keeps the types to itself
+        """Name the commands in the order in which a user meets them."""
+        names = super().list_commands(ctx)
+        return sorted(names, key=lambda name: FIRST.index(name) if name in FIRST else len(FIRST))
 
     def invoke(self, ctx: Any) -> Any:  # noqa: ANN401 - typer keeps the types to itself
         """Run the command that the line names.

@@ -42,9 +42,11 @@ def run_train(console: Console, request: TrainRequest) -> None:
 
     config = resolved.config
     if request.dry_run:
+        from sempa_mlx.commands.plan import show_plan
+
         check_place(Path(config.output.path), config.model.name)
         check_output(Path(config.output.path), force=True, resume=request.resume)
-        _show_plan(console, config, _with_notes(console, read_run_data(config)))
+        show_plan(console, resolved, _with_notes(console, read_run_data(config)))
         return
     with claimed(config, force=request.force, resume=request.resume) as remark:
         if remark:
@@ -207,24 +209,3 @@ def _shown(score: float | None) -> str:
 def _overrides(resolved: Resolved) -> str:
     given = [key for key, source in resolved.sources.items() if source.startswith("--")]
     return f", with {', '.join(given)} from the command line" if given else ""
-
-
-def _show_plan(console: Console, config: SempaConfig, data: "RunData") -> None:
-    """Print what a run would do; no model is loaded."""
-    from sempa_mlx.training.schedule import plan_steps
-
-    num_rows = len(data.records)
-    steps = len(plan_steps([0] * num_rows, config.train))
-    report = data.report
-    document = {
-        "config": config.model_dump(mode="json"),
-        "data": {"path": str(data.train.path), "rows": report.rows, "kept": report.kept},
-        "dev_pairs": len(data.dev_task.pairs),
-        "steps": steps,
-    }
-    console.document(document)
-    console.result(
-        f"{report.rows} rows read, {report.kept} kept ({report.format}); {steps} steps of "
-        f"{config.train.batch_size} pairs; dev: {len(data.dev_task.pairs)} pairs of "
-        f"{data.dev.label}; output: {config.output.path}\nnothing was started"
-    )

