@@ -12,7 +12,7 @@ endif
 comma  := ,
 
 # What needs no mlx is tested line by line; tests/test_imports.py holds the list to what that is.
-LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/config*.py,sempa_mlx/console.py,sempa_mlx/data/*,sempa_mlx/errors.py,sempa_mlx/evaluation/stats.py,sempa_mlx/files.py
+LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/config*.py,sempa_mlx/console.py,sempa_mlx/data/*,sempa_mlx/disk.py,sempa_mlx/errors.py,sempa_mlx/evaluation/stats.py,sempa_mlx/files.py,sempa_mlx/memory.py
 REPORT := coverage report --skip-covered --skip-empty --show-missing
 
 .PHONY: help install demo test test-all check format fuzz mutate docs clean
