@@ -11,7 +11,11 @@ EXTRA  ?= cpu
 endif
 comma  := ,
 
-.PHONY: help install demo test test-all check format docs clean
+# What needs no mlx is tested line by line; tests/test_imports.py holds the list to what that is.
+LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/config*.py,sempa_mlx/console.py,sempa_mlx/data/*,sempa_mlx/errors.py,sempa_mlx/evaluation/stats.py,sempa_mlx/files.py
+REPORT := coverage report --skip-covered --skip-empty --show-missing
+
+.PHONY: help install demo test test-all check format fuzz mutate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -36,13 +40,26 @@ install: $(VENV)/.run ## create .venv with sempa-mlx and the embedded model
 demo: $(VENV)/.run ## train, compare, embed and search on the embedded model (no network)
 	$(BIN)/sempa-mlx demo
 
-test: $(VENV)/.dev ## run the tests
-	$(BIN)/python -m pytest -q -m 'not slow and not gpu and not hub and not lm_eval and not peers'
+test: $(VENV)/.dev ## run the tests; every line of the light modules has to run, and 95 % of all
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest -q -m 'not slow and not gpu and not hub and not lm_eval and not peers'
+	$(BIN)/coverage combine --quiet
+	$(BIN)/$(REPORT) --fail-under=100 --include='$(LIGHT)'
+	$(BIN)/$(REPORT) --fail-under=95
 
-check: $(VENV)/.dev ## lint, format and type checks
+check: $(VENV)/.dev ## lint, format, types, and known weaknesses of the code and of packages
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sempa_mlx benchmarks .ci cli.py
+	$(BIN)/python .ci/audit.py
+
+fuzz: $(VENV)/.dev ## run the tests of hypothesis on at least 20,000 new examples
+	SEMPA_HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -p tests.fuzz_count --timeout 1800 \
+	  $$(grep -rlE '^(from|import) hypothesis' tests --include='test_*.py')
+
+mutate: $(VENV)/.dev ## change the code in small ways and see whether the tests notice (hours)
+	$(BIN)/python .ci/mutate.py
 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
@@ -52,4 +69,4 @@ docs: $(VENV)/.dev ## write what is written from the code: recipes' comments, do
 	$(BIN)/python -m tests.written
 
 clean: ## remove what was built, not .venv
-	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

@@ -20,7 +20,7 @@ from sempa_mlx.errors import UsageError
 from sempa_mlx.evaluation import sts
 from sempa_mlx.evaluation.sts import EncodesTexts, StsScore
 from sempa_mlx.run.coder import fit_run_coder, run_sentences
-from sempa_mlx.run.folder import check_output
+from sempa_mlx.run.folder import claimed
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume as continue_run
@@ -85,26 +85,35 @@ def train(
         should_stop: asked after every event; True saves a checkpoint and ends the run.
 
     Warns:
-        UserWarning: the demo data stand in for a download; a checkpoint had to be passed over.
+        UserWarning: the demo data stand in for a download; a checkpoint had to be passed over; an
+            earlier run was killed.
 
     Raises:
         UsageError: the folder is taken, or holds no run that these settings can resume.
         DataError: rows or dev pairs are missing or malformed; all faults of a file at once.
         ModelError: the model cannot be loaded.
-        RunError: training went wrong; the best adapter so far is kept.
+        RunError: training went wrong, and the best adapter so far is kept; or another process
+            trains into that folder.
+        ResourceError: memory or disk do not suffice.
     """
     config = config or load_config()
-    check_output(Path(config.output.path), force=force, resume=resume)
-    data = read_run_data(config)
-    run = prepare_run(config, data, World.join())
-    passed_over = continue_run(run) if resume else ()
-    for note in (*data.notes, *(f"passed over: {problem}" for problem in passed_over)):
-        warnings.warn(note, stacklevel=2)
-    for event in run.events(should_stop):
-        if on_event:
-            on_event(event)
-    if config.sparse.coder is not None and not (run.is_stopped or run.world.rank):
-        fit_run_coder(run, run_sentences(run))
+    with claimed(config, force=force, resume=resume) as remark:
+        data = read_run_data(config)
+        run = prepare_run(config, data, World.join())
+        passed_over = continue_run(run) if resume else ()
+        for note in (
+            remark,
+            run.memory_remark,
+            *data.notes,
+            *(f"passed over: {problem}" for problem in passed_over),
+        ):
+            if note:
+                warnings.warn(note, stacklevel=2)
+        for event in run.events(should_stop):
+            if on_event:
+                on_event(event)
+        if config.sparse.coder is not None and not (run.is_stopped or run.world.rank):
+            fit_run_coder(run, run_sentences(run))
     summary = run.summary()
     scores = (summary["base_dev_score"], summary["best_dev_score"])
     step, scale = run.progress.best_step, run.best_scale

@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from sempa_mlx.cli_boundary import answer
 from sempa_mlx.cli_config import config_app
 from sempa_mlx.cli_data import data_app
 from sempa_mlx.cli_export import export_app
@@ -39,9 +40,8 @@ from sempa_mlx.cli_report import report_app
 from sempa_mlx.cli_serve import serve_app
 from sempa_mlx.cli_sparse import sparse_app
 from sempa_mlx.cli_train import train_app
-from sempa_mlx.commands.group import Commands, ReaderGoneError
+from sempa_mlx.commands.group import Commands
 from sempa_mlx.console import Mode
-from sempa_mlx.errors import SempaError, unexpected
 
 HELP = """Turn one small language model into a generator that also embeds (SemPA on MLX).
 
@@ -55,7 +55,6 @@ app = typer.Typer(
     cls=Commands,
     rich_markup_mode="markdown",  # the other mode swallows [words in brackets]
     help=HELP,
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -206,28 +205,15 @@ def demo(
 
 
 def main() -> None:
-    """Run the program: every error becomes one clear message and its exit code."""
+    """Run the program; every error becomes one clear message and its exit code."""
     atexit.register(_let_go_of_streams)
     arguments = sys.argv[1:]
     flags = {flag for flag in GLOBAL_FLAGS if flag in arguments}
     mode: Mode = "json" if "--json" in flags else "quiet" if "--quiet" in flags else "human"
     console.mode = mode
     debug = "--debug" in flags or bool(os.environ.get("SEMPA_DEBUG"))
-    try:
-        app(args=[arg for arg in arguments if arg not in flags], prog_name="sempa-mlx")
-    except SempaError as error:
-        if debug:
-            raise
-        console.error(error)
-        sys.exit(error.exit_code)
-    except ReaderGoneError:  # such as `head`: not our error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:  # the boundary: nothing may reach the user raw
-        if debug:
-            raise
-        console.error(unexpected(error))
-        sys.exit(1)
+    line = [arg for arg in arguments if arg not in flags]
+    sys.exit(answer(lambda: app(args=line, prog_name="sempa-mlx"), console, debug=debug))
 
 
 def _let_go_of_streams() -> None:

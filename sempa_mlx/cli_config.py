@@ -7,7 +7,7 @@ import typer
 
 from sempa_mlx.cli_options import ForceOption, complete_recipe, console, examples
 
-config_app = typer.Typer(no_args_is_help=True, help="Recipes and their settings.")
+config_app = typer.Typer(help="Recipes and their settings.")
 
 
 @config_app.command(

@@ -16,7 +16,7 @@ from sempa_mlx.cli_options import (
     output_option,
 )
 
-data_app = typer.Typer(no_args_is_help=True, help="Look at data before paying for training.")
+data_app = typer.Typer(help="Look at data before paying for training.")
 
 
 @data_app.command(

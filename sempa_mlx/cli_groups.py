@@ -28,7 +28,7 @@ from sempa_mlx.cli_options import (
     output_option,
 )
 
-eval_app = typer.Typer(no_args_is_help=True, help="Measure what training did.")
+eval_app = typer.Typer(help="Measure what training did.")
 
 
 eval_app.add_typer(generation_app)

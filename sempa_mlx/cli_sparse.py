@@ -23,9 +23,7 @@ from sempa_mlx.cli_options import (
     output_option,
 )
 
-sparse_app = typer.Typer(
-    no_args_is_help=True, help="Sparse codes of embeddings (SPOD): fit a coder, look inside."
-)
+sparse_app = typer.Typer(help="Sparse codes of embeddings (SPOD): fit a coder, look inside.")
 
 
 coder_option = partial(typer.Option, rich_help_panel="Coder")

@@ -11,12 +11,17 @@
 An error carries *all* faults that were found, each with its place, and the state the user is in.
 """
 
+import os
+import re
 import tempfile
 import traceback
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from sempa_mlx import __version__
+
+_HUB_TOKEN = re.compile(r"hf_\w{6,}")
+_SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SEMPA_API_KEY")  # variables
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,13 +82,23 @@ class ResourceError(SempaError):
     exit_code = 4
 
 
+def without_secrets(text: str) -> str:
+    """Return text of another program's error without the keys and tokens that are known here."""
+    for name in _SECRETS:
+        if secret := os.environ.get(name, "").strip():
+            text = text.replace(secret, f"${name}")
+    return _HUB_TOKEN.sub("hf_…", text)
+
+
 def unexpected(error: Exception) -> SempaError:
     """Save the traceback of a bug that is being handled; return an error that says where it is."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        log.write(f"sempa-mlx {__version__}\n{traceback.format_exc()}")
-    return SempaError(
-        f"{type(error).__name__}: {error}",
-        state=f"this is a bug; the traceback is in {log.name}; --debug shows it here",
-    )
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"sempa-mlx {__version__}\n{without_secrets(traceback.format_exc())}")
+        where = f"the traceback is in {log.name}; --debug shows it here"
+    except (OSError, ValueError):  # a disk that is full, text that is no UTF-8
+        where = "run it again with --debug for the traceback"
+    what = without_secrets(f"{type(error).__name__}: {error}")
+    return SempaError(what, state=f"this is a bug; {where}")

@@ -5,8 +5,11 @@ import subprocess
 import sys
 from importlib.util import find_spec
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from sempa_mlx import blas
 
 ROOT = Path(__file__).resolve().parents[1]
 on_linux = pytest.mark.skipif(sys.platform != "linux", reason="BLAS is preloaded on Linux only")
@@ -137,3 +140,35 @@ print(json.dumps([before, preload_blas()]))
 """
     before, after = run(code)
     assert before == after == run("print(json.dumps(blas.preload_blas()))")
+
+
+# In this process: paths that a machine takes where a package is missing
+
+
+def test_without_the_wheels_there_is_nothing_to_load(monkeypatch):
+    monkeypatch.setattr(blas, "find_spec", lambda _name: None)
+    assert blas._wheel_library() is None
+    assert blas._load_bundled_gfortran() is False
+
+
+@on_linux
+def test_a_wheel_that_needs_gfortran_is_tried_again_with_mlxs_own(monkeypatch):
+    monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
+    tries = iter([False, True])
+    monkeypatch.setattr(blas, "_wheel_library", lambda: Path("libopenblas.so.0"))
+    monkeypatch.setattr(blas, "_load", lambda _library: next(tries))
+    monkeypatch.setattr(blas, "_load_bundled_gfortran", lambda: True)
+    assert blas.preload_blas.__wrapped__() == "libopenblas.so.0"
+
+
+@on_linux
+def test_an_mlx_that_was_first_keeps_its_blas_and_is_told_so(monkeypatch):
+    monkeypatch.setitem(sys.modules, "mlx.core", fake_mlx("cpu"))
+    with pytest.warns(UserWarning, match="import sempa_mlx first"):
+        assert blas.preload_blas.__wrapped__() is None
+    monkeypatch.setitem(sys.modules, "mlx.core", fake_mlx("gpu"))
+    assert blas.preload_blas.__wrapped__() is None
+
+
+def fake_mlx(device):
+    return SimpleNamespace(cpu="cpu", default_device=lambda: SimpleNamespace(type=device))

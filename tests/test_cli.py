@@ -576,26 +576,6 @@ def test_sts_tasks_that_are_not_there_are_named(space, here, tasks, code, messag
     assert message in refused(code, *arguments, "--tasks", tasks).err
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["embed"],
-        ["embed", "a.txt", "--nope"],
-        ["nope"],
-        ["train", "--iters", "many"],
-        ["export", "--to", "onnx", "--out", "out"],
-        ["eval", "sts", "--protocol", "mine"],
-        ["embed", "a.txt", "--batch-tokens", "1"],
-    ],
-)
-def test_a_line_that_cannot_be_parsed_exits_with_2(here, arguments):
-    outcome = run(*arguments)
-    assert outcome.code == 2
-    assert outcome.out == ""
-    assert "Traceback" not in outcome.err
-    assert "Usage:" in outcome.err
-
-
 def test_errors_are_a_document_in_json_mode(here):
     outcome = run("embed", "nowhere.txt", "--json")
     assert outcome.code == 3

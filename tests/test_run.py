@@ -117,6 +117,8 @@ def test_results_agree_with_the_metrics(finished):
     assert (results["steps"], results["pairs"]) == (3, 12)
     assert results["versions"]["sempa-mlx"]
     assert results["machine"]["device"]
+    local = {"train": "pairs.jsonl", "dev": "dev.tsv"}
+    assert results["data"] == {n: {"name": f, "revision": None} for n, f in local.items()}
 
 
 def test_the_adapter_that_is_kept_scores_what_the_results_say(finished, inputs):

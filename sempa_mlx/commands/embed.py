@@ -18,6 +18,7 @@ from sempa_mlx.commands.embed_sparse import (
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
+from sempa_mlx.disk import writing
 from sempa_mlx.errors import DataError, Problem, UsageError
 from sempa_mlx.files import refuse_existing
 
@@ -114,7 +115,7 @@ def text_source(file: str, spool: Path) -> Path:
     if sys.stdin.isatty():
         raise UsageError(Problem("`-` reads stdin, which is a terminal", fix="pipe a file into it"))
     copy = spool / "stdin"
-    with copy.open("wb") as target:
+    with writing(copy), copy.open("wb") as target:
         shutil.copyfileobj(sys.stdin.buffer, target)
     return copy
 

@@ -84,7 +84,7 @@ def show_codes(console: Console, coding: "Coding", coded: "Coded") -> None:
     mean = coded.num_values / coded.count
     console.say(f"{coded.count} codes of {mean:.1f} values on average{beside}")
     console.result(str(coded.path))
-    if coded.sidecar:  # without one it is for other engines
+    if coded.path and coded.sidecar:  # without a description it is for other engines
         say_search(console, coded.path)
     console.document(
         {

@@ -9,7 +9,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import cast
 
-from sempa_mlx.errors import DataError, Problem, ResourceError
+from sempa_mlx.errors import DataError, Problem, ResourceError, without_secrets
 
 NO_ROOM = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM}
 
@@ -30,14 +30,19 @@ def fetch_file(repo: str, filename: str, *, instead: str) -> Path | Problem:
     """
     from huggingface_hub import errors, get_hf_file_metadata, hf_hub_download, hf_hub_url
 
+    def download(*, local: bool = False) -> Path:
+        # The commit is not chosen here; it is in the path, and from there in a run's results.
+        return Path(
+            hf_hub_download(repo, filename, repo_type="dataset", local_files_only=local)  # nosec B615
+        )
+
     def fetch() -> Path:
         with suppress(errors.LocalEntryNotFoundError):
-            cached = hf_hub_download(repo, filename, repo_type="dataset", local_files_only=True)
-            return Path(cached)
+            return download(local=True)
         # Without a connection hf_hub_download tries again for minutes; this asks once.
         url = hf_hub_url(repo, filename, repo_type="dataset")
         get_hf_file_metadata(url, timeout=_PROBE_SECONDS)
-        return Path(hf_hub_download(repo, filename, repo_type="dataset"))
+        return download()
 
     return _reached(repo, filename, instead, fetch)
 
@@ -124,7 +129,7 @@ def _out_of_reach(what: str, instead: str, error: Exception) -> Problem:
     step = "unset HF_HUB_OFFLINE" if constants.HF_HUB_OFFLINE else "go online"
     return Problem(
         f"the Hugging Face Hub cannot be reached and {what} is not in the cache",
-        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        evidence=_first_line(error),
         fix=f"{step} and {instead}",
     )
 
@@ -132,7 +137,11 @@ def _out_of_reach(what: str, instead: str, error: Exception) -> Problem:
 def _refused(repo: str, what: str, error: Exception) -> Problem:
     return Problem(
         f"the Hub does not give out {what} of the data set {repo}",
-        evidence=f"{type(error).__name__}: {error}".splitlines()[0][:200],
+        evidence=_first_line(error),
         fix=f"look at https://huggingface.co/datasets/{repo}; if it asks for an account, "
         "run `hf auth login`; or name a local path",
     )
+
+
+def _first_line(error: Exception) -> str:
+    return without_secrets(f"{type(error).__name__}: {error}".splitlines()[0])[:200]

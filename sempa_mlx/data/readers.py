@@ -4,6 +4,9 @@ Files are read strictly, as a stream: UTF-8, no NUL, only a line feed ends a lin
 before it is cut off), a byte order mark at the start is skipped, a name that ends in `.gz` is
 unpacked. Faults inside a file come out as `Problem`s beside the good rows, so that a caller can
 report all of them.
+
+What a file can take of memory is bounded: a line has at most 64 MiB, and a packed file that unpacks
+to more than that may not exceed 200 times its size (text packs to a third or a tenth).
 """
 
 import codecs
@@ -20,6 +23,9 @@ from typing import IO, cast
 from sempa_mlx.errors import DataError, Problem
 
 Row = tuple[int, dict[str, object]]
+
+MAX_LINE = 64 * 2**20
+MAX_RATIO = 200
 
 _AS_UTF8 = "save the file as UTF-8"
 
@@ -95,15 +101,31 @@ def _decode(path: Path, number: int, raw: bytes) -> Line | Problem:
         return Problem("not UTF-8", place, evidence, _AS_UTF8)
 
 
+def _raw_lines(path: Path, stream: IO[bytes]) -> Iterator[bytes]:
+    packed = isinstance(stream, gzip.GzipFile)
+    left = max(MAX_LINE, MAX_RATIO * path.stat().st_size) if packed else None
+    while raw := stream.readline(MAX_LINE + 1):
+        if len(raw) > MAX_LINE:
+            what = f"a line of more than {MAX_LINE:,} bytes, so this is not a text file"
+            raise DataError(Problem(what, str(path)))
+        if left is not None:
+            left -= len(raw)
+            if left < 0:
+                what = f"unpacks to more than {MAX_RATIO} times its size"
+                raise DataError(Problem(what, str(path), fix="unpack it yourself: gunzip"))
+        yield raw
+
+
 def scan_lines(path: Path) -> Iterator[Line | Problem]:
     """Yield each line, or the Problem of a line that holds a NUL or is not UTF-8.
 
     Raises:
-        DataError: the file is missing, a folder, unreadable, UTF-16 or a broken gzip file.
+        DataError: the file is missing, a folder, unreadable, UTF-16 or a broken gzip file, or
+            exceeds what a line or a packed file may hold.
     """
     try:
         with _open(path) as stream:
-            for number, raw in enumerate(stream, 1):
+            for number, raw in enumerate(_raw_lines(path, stream), 1):
                 if number == 1:
                     if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
                         raise DataError(Problem("UTF-16 text", f"{path}:1", fix=_AS_UTF8))

@@ -7,7 +7,6 @@ What was once fetched is found again without a network.
 
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,12 +14,13 @@ from pathlib import Path, PurePosixPath
 
 from sempa_mlx.data.hub import NO_ROOM, fetch_file, no_room
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import cache_folder
+from sempa_mlx.files import cache_folder, staging
 
 HUB_REPO = "princeton-nlp/datasets-for-simcse"
 
 _NLI_FILE = "nli_for_simcse.csv"
 _SENTEVAL_FILE = "senteval.tar"
+_UNPACKED = "senteval-"  # and the commit: name of the folder that holds the unpacked files
 _DEMO = Path(__file__).parent / "demo"
 
 # SentEval's STS and SICK files hold a few megabytes; more than this is not SentEval.
@@ -33,13 +33,19 @@ _MEMBERS = 2000
 class Source:
     """A file to read, a short name for it, and a remark that the user should see.
 
-    A downloaded file is not the user's to mend: its faulty rows are dropped and counted.
+    A downloaded file has the Hub commit that it is of, and is not the user's to mend: its faulty
+    rows are dropped and counted.
     """
 
     path: Path
     label: str
     note: str = ""
-    is_downloaded: bool = False
+    revision: str | None = None
+
+    @property
+    def is_downloaded(self) -> bool:
+        """Tell whether the file is the Hub's."""
+        return self.revision is not None
 
 
 def training_source(spec: str) -> Source:
@@ -97,11 +103,22 @@ def _source(spec: str, hub: str, demo: str, find: Callable[[], Path | Problem]) 
         return _local_file(spec, ("auto", "demo", hub))
     found = find()
     if isinstance(found, Path):
-        return Source(found, hub, is_downloaded=True)
+        return Source(found, hub, revision=_commit(found))
     if spec == "auto":
         return replace(packaged, note=f"{found}; the few packaged demo rows stand in for it")
     offer = replace(found, fix=f"{found.fix} or `demo`")
     raise DataError(offer, state="nothing was started")
+
+
+def _commit(path: Path) -> str:
+    """Return the commit that a folder above the file is named after, as in the Hub's cache."""
+    names = (each.name for each in path.parents)
+    parents = (each.parent.name for each in path.parents)
+    return next(
+        name.removeprefix(_UNPACKED)
+        for name, parent in zip(names, parents, strict=True)
+        if name.startswith(_UNPACKED) or parent == "snapshots"
+    )
 
 
 def _local_file(spec: str, names: tuple[str, ...]) -> Source:
@@ -131,27 +148,24 @@ def _benchmark_dev() -> Path | Problem:
 def _senteval() -> Path | Problem:
     """Return the folder with SentEval's STS and SICK data, unpacked before or now."""
     home = cache_folder()
-    unpacked = max(home.glob("senteval-*"), key=lambda path: path.stat().st_mtime, default=None)
+    unpacked = max(home.glob(f"{_UNPACKED}*"), key=lambda path: path.stat().st_mtime, default=None)
     if unpacked:
         return unpacked
     archive = _fetch(_SENTEVAL_FILE)
     if isinstance(archive, Problem):
         return archive
     # The cache keeps a file as snapshots/COMMIT/NAME.
-    return _unpack(archive, home / f"senteval-{archive.parent.name}")
+    return _unpack(archive, home / f"{_UNPACKED}{archive.parent.name}")
 
 
 def _unpack(archive: Path, target: Path) -> Path:
     """Unpack the wanted members of a tar into `target`: all of them, or nothing at all."""
-    made = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        with tarfile.open(archive, "r:") as tar:
+        with staging(target.parent) as made, tarfile.open(archive, "r:") as tar:
             for member, name in _wanted(tar, archive):
                 _write(tar, member, made / name)
-        made.chmod(0o755)
-        made.rename(target)
+            made.chmod(0o755)
+            made.rename(target)
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         fix = f"delete {archive} and download it again"
         raise DataError(Problem(f"broken tar file: {error}", str(archive), fix=fix)) from error
@@ -160,9 +174,6 @@ def _unpack(archive: Path, target: Path) -> Path:
             raise no_room(_SENTEVAL_FILE, error) from error
         if not target.is_dir():  # else another process was quicker
             raise DataError(Problem(f"cannot be unpacked: {error}", str(archive))) from error
-    finally:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
     return target
 
 
@@ -205,8 +216,7 @@ def _member_fault(member: tarfile.TarInfo, path: PurePosixPath) -> str:
 
 def _write(tar: tarfile.TarFile, member: tarfile.TarInfo, target: Path) -> None:
     source = tar.extractfile(member)
-    if source is None:
-        raise tarfile.ReadError(f"{member.name} has no content")
+    assert source is not None, "a plain file has content"
     target.parent.mkdir(parents=True, exist_ok=True)
     with source, target.open("xb") as sink:
         shutil.copyfileobj(source, sink)

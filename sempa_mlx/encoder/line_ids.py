@@ -38,7 +38,7 @@ def read_ids(out: Path, count: int) -> np.ndarray:
     path = ids_path(out)
     try:
         found = map_array(path)
-    except (OSError, ValueError, EOFError) as error:
+    except (OSError, ValueError, TypeError, EOFError) as error:
         what = f"no ids of the lines ({error})"
         raise DataError(Problem(what, str(path), fix="embed the file again")) from error
     if found.shape != (count, ID_BYTES) or found.dtype != np.uint8:

@@ -28,7 +28,7 @@ from sempa_mlx.encoder import npz_file, safetensors_file
 from sempa_mlx.encoder.mapped_array import plain_errors
 from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import replacing, write_text
+from sempa_mlx.files import replacing_together
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -89,15 +89,15 @@ def write_store(path: Path, store: SparseStore, file_format: str) -> Path:
     count, latents = store.codes.shape
     facts = {"format": FORMAT, "count": count, "latents": latents, "digest": _digest(arrays)}
     header = json.dumps({**store.about, **facts}, indent=2, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
+    sidecar = sidecar_path(path)
+    with replacing_together(path, sidecar) as (temporary, about):
         if file_format == "npz":
             with temporary.open("wb") as handle:
                 np.savez(handle, allow_pickle=False, header=_bytes(header), **arrays)
         else:
             # `save_file` would leave it readable by its owner alone.
             temporary.write_bytes(save(arrays, metadata={_KEY: header}))
-    sidecar = sidecar_path(path)
-    write_text(sidecar, header)
+        about.write_text(header, encoding="utf-8")
     return sidecar
 
 
@@ -111,6 +111,7 @@ def read_store(path: Path) -> SparseStore:
         fix = f"embed a file: sempa-mlx embed FILE --sparse CODER -o {path}"
         raise DataError(Problem("no such file", str(path), fix=fix))
     damaged = (zipfile.BadZipFile, zlib.error, StructError, NotImplementedError, SafetensorError)
+    # MemoryError: an array says that it is longer than any memory.
     try:
         arrays, header = _read_npz(path) if _is_zip(path) else _read_safetensors(path)
         about = json.loads(header)
@@ -119,7 +120,7 @@ def read_store(path: Path) -> SparseStore:
         if about["digest"] != _digest(arrays):
             raise ValueError("its content is not what was written")
         return SparseStore(_codes(arrays), about, _texts(arrays))
-    except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError) as error:
+    except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError, MemoryError) as error:
         raise DataError(Problem(f"not a store of codes ({error})", str(path))) from error
 
 
@@ -186,6 +187,8 @@ def _is_zip(path: Path) -> bool:
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
     # Opened here: numpy leaves the file open when it is no zip file.
     with plain_errors(), path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+        if any(part.compress_type != zipfile.ZIP_STORED for part in file.zip.infolist()):
+            raise ValueError("its parts are compressed, which no store's are")  # may blow up
         arrays = dict(file)
     return arrays, arrays.pop("header").tobytes().decode()
 

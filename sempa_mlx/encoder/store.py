@@ -24,7 +24,7 @@ from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.encoder.safetensors_file import write_safetensors
 from sempa_mlx.encoder.text_files import write_csv, write_jsonl, write_jsonl_file
 from sempa_mlx.encoder.vector_form import Header, Window, sidecar_path
-from sempa_mlx.files import replacing
+from sempa_mlx.files import replacing_together
 
 WRITERS: dict[str, Callable[[Path, Iterable[Window], int, Header], None]] = {
     "npz": write_npz,
@@ -112,15 +112,13 @@ def embed_to_file(  # noqa: PLR0913 - one value each
         return sidecar_text(encoder, facts, adapter_path)
 
     sidecar = sidecar_path(out)
-    # All are whole before the first takes its place.
-    with replacing(out) as vectors, replacing(sidecar) as about:
-        if file_format == "npy":
-            with replacing(ids_path(out)) as ids:
-                write_npy(vectors, ids, parts, encoder.dim)
-                about.write_text(header(), encoding="utf-8")
+    beside = (sidecar, ids_path(out)) if file_format == "npy" else (sidecar,)
+    with replacing_together(out, *beside) as (vectors, about, *ids):
+        if ids:
+            write_npy(vectors, ids[0], parts, encoder.dim)
         else:
             WRITERS[file_format](vectors, parts, encoder.dim, header)
-            about.write_text(header(), encoding="utf-8")
+        about.write_text(header(), encoding="utf-8")
     found = (tally.count, encoder.dim, tally.num_truncated, tally.num_kept)
     return Embedded(out, sidecar, *found)
 

@@ -8,10 +8,9 @@ from pathlib import Path
 from typing import cast
 
 from sempa_mlx import __version__
-from sempa_mlx.errors import Problem, RunError, UsageError
+from sempa_mlx.errors import Problem, RunError, UsageError, without_secrets
 
 _REPO = re.compile(r"\w[\w.-]*/\w[\w.-]*(?<![.-])", re.ASCII)
-_TOKEN = re.compile(r"hf_\w{6,}")
 
 
 def check_repo(repo: str) -> None:
@@ -62,4 +61,4 @@ def _problem(repo: str, error: Exception) -> Problem:
     else:
         what, fix = f"cannot push to {repo}", "try again when the Hub can be reached"
     lines = str(error).splitlines() or [""]
-    return Problem(what, evidence=_TOKEN.sub("hf_…", f"{name}: {lines[0]}"[:200]), fix=fix)
+    return Problem(what, evidence=without_secrets(f"{name}: {lines[0]}")[:200], fix=fix)

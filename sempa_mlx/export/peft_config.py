@@ -130,10 +130,19 @@ def _check_files(folder: Path) -> None:
 def _per_layer(default: Any, patterns: Any) -> PerLayer:  # noqa: ANN401 - what JSON holds
     found = {str(pattern): float(value) for pattern, value in (patterns or {}).items()}
     for pattern in found:
+        if not _is_quick(pattern):
+            raise ValueError(f"the pattern {pattern[:60]!r} could take for ever to match")
         re.compile(pattern)
     if min(default, *found.values(), default) <= 0:
         raise ValueError("rank and lora_alpha are above 0")
     return PerLayer(float(default), found)
+
+
+def _is_quick(pattern: str) -> bool:
+    """Tell whether trying a pattern must end soon, as it need not for `(a+)+` or `(a|a)(a|a)…`."""
+    repetitions = len(re.findall(r"(?<!\()[*+?{]", pattern))
+    of_groups = re.search(r"\)[*+?{]", pattern)
+    return len(pattern) <= 500 and repetitions <= 2 and not of_groups and pattern.count("(") <= 3
 
 
 def _foreign(raw: Mapping[str, Any]) -> list[str]:

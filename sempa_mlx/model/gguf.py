@@ -15,6 +15,7 @@ import numpy as np
 from mlx_lm.models import llama
 
 from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.model.gguf_header import check_header
 
 QUANT_GROUP = 32  # every GGUF block type that mx.load keeps packed has 32 weights to a scale
 BLOCK_NAMES = {
@@ -33,6 +34,20 @@ TOP_NAMES = {
     "output_norm": "model.norm",
     "output": "lm_head",
 }
+SIZES = (
+    "llama.attention.head_count",
+    "llama.attention.head_count_kv",
+    "llama.attention.key_length",
+    "llama.embedding_length",
+    "llama.block_count",
+    "llama.feed_forward_length",
+    "llama.context_length",
+)
+REALS = (
+    "llama.attention.layer_norm_rms_epsilon",
+    "llama.rope.freq_base",
+    "llama.rope.scaling.factor",
+)
 LLAMA3_ROPE_FACTORS = (8.0, 32.0)  # Llama 3.1 and 3.2; the file holds only the resulting table
 
 
@@ -52,9 +67,10 @@ def read_gguf(path: Path) -> GgufFile:
         ModelError: the file is unreadable, or not of the Llama family.
     """
     try:
+        check_header(path)
         loaded: Any = mx.load(str(path), return_metadata=True)
         tensors, raw = loaded
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, OSError) as error:
         raise ModelError(
             Problem(f"not a readable GGUF file ({error})", place=str(path), fix="download it again")
         ) from error
@@ -79,11 +95,20 @@ def _plain(value: Any) -> Any:  # noqa: ANN401 - metadata holds any scalar or li
 
 
 def model_config(gguf: GgufFile) -> dict[str, Any]:
-    """Return the file's hyperparameters under the keys of a Hugging Face Llama config."""
+    """Return the file's hyperparameters under the keys of a Hugging Face Llama config.
+
+    Raises:
+        ModelError: its rotary embeddings are not supported.
+        KeyError: a hyperparameter or the embeddings are missing.
+        ValueError: a hyperparameter is no number above 0, or there are more blocks than tensors.
+    """
     meta = gguf.metadata
+    _check_numbers(meta, len(gguf.tensors))
     heads = meta["llama.attention.head_count"]
     hidden = meta["llama.embedding_length"]
     head_dim = meta.get("llama.attention.key_length") or hidden // heads
+    if head_dim == 0:
+        raise ValueError(f"{heads} heads share {hidden} numbers")
     if meta.get("llama.rope.dimension_count", head_dim) != head_dim:
         raise ModelError(Problem("partial rotary embeddings are not supported", str(gguf.path)))
     embedding = gguf.tensors["token_embd.weight"]
@@ -105,6 +130,18 @@ def model_config(gguf: GgufFile) -> dict[str, Any]:
         "bos_token_id": meta.get("tokenizer.ggml.bos_token_id"),
         "eos_token_id": meta.get("tokenizer.ggml.eos_token_id"),
     }
+
+
+def _check_numbers(meta: dict[str, Any], num_tensors: int) -> None:
+    whole = {name: meta[name] for name in SIZES if name in meta}
+    reals = {name: meta[name] for name in REALS if name in meta}
+    for name, value in (whole | reals).items():
+        kind = int if name in whole else int | float
+        if isinstance(value, bool) or not isinstance(value, kind) or not value > 0:
+            raise ValueError(f"{name} is no number above 0")
+    # Each block is built before the tensors are looked at.
+    if whole.get("llama.block_count", 0) > num_tensors:
+        raise ValueError(f"llama.block_count is above the number of tensors, {num_tensors}")
 
 
 def _rope_scaling(gguf: GgufFile, head_dim: int) -> dict[str, Any] | None:
@@ -154,13 +191,15 @@ def build_model(gguf: GgufFile, *, keep_quantized: bool) -> llama.Model:
     try:
         config = model_config(gguf)
         weights = _named_weights(gguf, config)
+        packed = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
+        if not keep_quantized:
+            weights = _unpack(weights, packed)
     except KeyError as error:
         raise ModelError(Problem(f"{error} is missing", place=str(gguf.path))) from error
     except ValueError as error:
         what = f"tensors and metadata disagree ({error})"
         raise ModelError(Problem(what, place=str(gguf.path))) from error
     model = llama.Model(llama.ModelArgs.from_dict(config))
-    packed = {name.removesuffix(".scales") for name in weights if name.endswith(".scales")}
     if keep_quantized:
         for name in packed:
             bits = _bits(weights[f"{name}.weight"], weights[f"{name}.scales"])
@@ -170,8 +209,6 @@ def build_model(gguf: GgufFile, *, keep_quantized: bool) -> llama.Model:
                 bits=bits,
                 class_predicate=lambda path, _module, wanted=name: path == wanted,
             )
-    else:
-        weights = _unpack(weights, packed)
     _load_strict(model, weights, gguf.path)
     return model
 

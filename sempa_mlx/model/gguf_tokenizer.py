@@ -82,8 +82,14 @@ def _named_special_tokens(metadata: dict[str, Any]) -> dict[str, str]:
     for gguf_name, short in names.items():
         index = metadata.get(f"tokenizer.ggml.{gguf_name}_token_id")
         if index is not None:
-            found[f"{short}_token"] = tokens[index]
+            found[f"{short}_token"] = _token(tokens, index)
     return found
+
+
+def _token(tokens: list[str], index: object) -> str:
+    if not isinstance(index, int) or not 0 <= index < len(tokens):
+        raise ModelError(f"the GGUF tokenizer names token {index!r} of {len(tokens)}")
+    return tokens[index]
 
 
 def _byte_level_bpe(metadata: dict[str, Any]) -> Tokenizer:
@@ -93,6 +99,11 @@ def _byte_level_bpe(metadata: dict[str, Any]) -> Tokenizer:
         raise ModelError(f"GGUF pre-tokenizer {name!r} is not supported; known: {known}")
     vocabulary = {token: index for index, token in enumerate(metadata["tokenizer.ggml.tokens"])}
     merges = [tuple(merge.split(" ")) for merge in metadata["tokenizer.ggml.merges"]]
+    # The library raises a bare Exception.
+    strange = [m for m in merges if len(m) != 2 or not vocabulary.keys() >= {*m, "".join(m)}]
+    if strange:
+        what = f"{len(strange)} merges of the GGUF tokenizer are of no tokens: {strange[0]!r}"
+        raise ModelError(what)
     model = BPE(vocab=vocabulary, merges=merges, ignore_merges=name == "llama-bpe")
     tokenizer = Tokenizer(model)
     tokenizer.pre_tokenizer = PRE_TOKENIZERS[name]
@@ -104,7 +115,7 @@ def _sentencepiece_bpe(metadata: dict[str, Any]) -> Tokenizer:
     tokens = metadata["tokenizer.ggml.tokens"]
     vocabulary = {token: index for index, token in enumerate(tokens)}
     merges = _merges_from_scores(vocabulary, metadata["tokenizer.ggml.scores"])
-    unknown = tokens[metadata.get("tokenizer.ggml.unknown_token_id", 0)]
+    unknown = _token(tokens, metadata.get("tokenizer.ggml.unknown_token_id", 0))
     tokenizer = Tokenizer(
         BPE(vocab=vocabulary, merges=merges, unk_token=unknown, fuse_unk=True, byte_fallback=True)
     )

@@ -1,10 +1,11 @@
 """The door to models: an alias, a folder, a Hub id or a GGUF file becomes a model and a tokenizer.
 
-The only module that loads through mlx-lm. Code from a model's repository is never run unless the
-caller says so.
+The only module that loads through mlx-lm. Code from a model's repository is never run.
 """
 
 import difflib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -17,8 +18,10 @@ from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as load_mlx_model
 
 from sempa_mlx import runtime
+from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
+from sempa_mlx.model.folder_config import check_folder
 from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.head import text_model
@@ -81,6 +84,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
 
     Raises:
         ModelError: nothing of that name can be had; the message names the next command.
+        ResourceError: the cache of the Hub cannot be written.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
@@ -118,22 +122,41 @@ def _not_found(name: str) -> Problem:
 
 def _checked_folder(path: Path) -> Path:
     missing = [name for name in ("config.json",) if not (path / name).exists()]
-    if not list(path.glob("model*.safetensors")):
-        missing.append("model*.safetensors")
+    weights = list(path.glob("model*.safetensors"))
+    missing += _missing_parts(path) if weights else ["model*.safetensors"]
     if missing:
-        found = (
-            "only pickled weights (.bin), which are never loaded; "
-            if list(path.glob("*.bin"))
-            else ""
-        )
+        is_pickled = not weights and any(path.glob("*.bin"))
+        found = "only pickled weights (.bin), which are never loaded; " if is_pickled else ""
         raise ModelError(
             Problem(
                 f"{found}missing: {', '.join(missing)}",
                 place=str(path),
-                fix="point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
+                fix=_conversion(path)
+                if is_pickled
+                else "point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
             )
         )
     return path
+
+
+def _missing_parts(path: Path) -> list[str]:
+    """List files of weights that the index names and the folder lacks, as after half a download."""
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted(
+            name for name in set(index["weight_map"].values()) if not (path / name).exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or no use
+        return []
+
+
+def _conversion(path: Path) -> str:
+    load = f"AutoModelForCausalLM.from_pretrained({str(path)!r})"
+    return (
+        "if you trust it, convert it with torch: "
+        f'python -c "from transformers import *; {load}.save_pretrained(NEW); '
+        f'AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(NEW)"'
+    )
 
 
 def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) -> Location:
@@ -165,6 +188,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) ->
     except HFValidationError as error:
         raise ModelError(_not_found(name)) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise no_room(f"the model `{hub_id}`", error) from error
         raise ModelError(
             Problem(
                 f"`{hub_id}` is not in the local cache and the Hub cannot be reached",
@@ -181,7 +206,6 @@ def load_model(
     *,
     revision: str | None = None,
     dtype: str = "auto",
-    trust_remote_code: bool = False,
 ) -> LoadedModel:
     """Load a model and its tokenizer, frozen and in evaluation mode.
 
@@ -190,7 +214,6 @@ def load_model(
         revision: a Hub commit, branch or tag.
         dtype: `auto` (see `runtime.resolve_dtype`) or an explicit precision. On a CPU, and with an
             explicit precision, quantised weights are unpacked; on a GPU `auto` keeps them packed.
-        trust_remote_code: run code from the model's repository.
 
     Raises:
         ModelError: the model cannot be found, read or built.
@@ -201,7 +224,7 @@ def load_model(
     if location.path.suffix == ".gguf":
         model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
     else:
-        model, tokenizer = load_folder(location.path, trust_remote_code=trust_remote_code)
+        model, tokenizer = load_folder(location.path)
         if not keep_quantized:
             model = dequantize_model(model)
     # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
@@ -225,27 +248,48 @@ def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, Tokenize
     return build_model(gguf, keep_quantized=keep_quantized), tokenizer
 
 
-def load_folder(
-    path: Path, *, trust_remote_code: bool = False, weights: bool = True
-) -> tuple[nn.Module, TokenizerWrapper]:
+def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, TokenizerWrapper]:
     """Load a folder through mlx-lm; nothing is read of the weights before they are used.
 
     Without `weights` they may be missing from the folder.
 
     Raises:
-        ModelError: mlx-lm cannot load it.
+        ModelError: mlx-lm cannot load it, or it has code of its own.
     """
     try:
-        model, config = load_mlx_model(
-            path, lazy=True, strict=weights, trust_remote_code=trust_remote_code
-        )
+        check_folder(path)
+        model, config = load_mlx_model(path, lazy=True, strict=weights, trust_remote_code=False)
         # A chat model may end its turn with another token than the tokenizer's own end.
         tokenizer = load_tokenizer(
             path,
-            {"trust_remote_code": trust_remote_code},
+            {"trust_remote_code": False},
             eos_token_ids=config.get("eos_token_id"),
         )
-    except (ValueError, KeyError, TypeError, OSError, RuntimeError) as error:
+    # ImportError, AttributeError: the files name modules of mlx-lm.
+    except (
+        *(ValueError, KeyError, TypeError, OSError, RuntimeError),
+        *(ImportError, AttributeError),
+    ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(Problem(f"mlx-lm cannot load this model: {reason}", str(path))) from error
+        what = f"mlx-lm cannot load this model: {reason}"
+        raise ModelError(Problem(what, str(path), fix=_fix_for_code(path))) from error
     return model, tokenizer
+
+
+def _fix_for_code(path: Path) -> str:
+    """Say that code in a model's folder is not run, if its settings name any."""
+    named = []
+    for name in ("config.json", "tokenizer_config.json"):
+        with suppress(OSError, ValueError):
+            settings = json.loads((path / name).read_text(encoding="utf-8"))
+            if isinstance(settings, dict):
+                named += [
+                    f"{key} in {name}" for key in ("auto_map", "model_file") if key in settings
+                ]
+    if not named:
+        return ""
+    return (
+        f"it brings code of its own ({', '.join(named)}), which is never run; take a model of a "
+        "type that mlx-lm knows, or convert it to one where you trust that code: "
+        "python -m mlx_lm convert --trust-remote-code"
+    )

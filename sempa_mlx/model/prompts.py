@@ -17,6 +17,8 @@ from sempa_mlx.errors import DataError, ModelError, Problem
 from sempa_mlx.model.completions import TokenRow
 
 PLAIN_ENDING = "\n"  # after a prompt, for models without a chat template
+# A template is a program: beside jinja's own errors it raises those of Python's operators.
+_TEMPLATE_ERRORS = (TemplateError, TypeError, ValueError, ArithmeticError, LookupError)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,14 +114,14 @@ class ChatRenderer:
     def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
         try:
             return self._apply(messages, add_generation_prompt)
-        except TemplateError:
+        except _TEMPLATE_ERRORS:
             # Some templates (Gemma) know no system role: its text then leads the first user turn.
             return self._apply_merged(messages, add_generation_prompt)
 
     def _apply_merged(self, messages: tuple[Message, ...], add_generation_prompt: bool) -> str:
         try:
             return self._apply(_merge_system(messages), add_generation_prompt)
-        except TemplateError as error:
+        except _TEMPLATE_ERRORS as error:
             raise ModelError(f"the model's chat template refuses the prompt: {error}") from error
 
     def _apply(self, messages: tuple[Message, ...], add_generation_prompt: bool) -> str:

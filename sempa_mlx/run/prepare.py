@@ -20,6 +20,7 @@ from sempa_mlx.run.joint_coder import attach_coder
 from sempa_mlx.run.selection import DevEvaluation
 from sempa_mlx.run.terms import preference_term, training_terms
 from sempa_mlx.run.training_run import TrainingRun
+from sempa_mlx.training.memory import check_peak
 from sempa_mlx.training.trainer import EXACT, Trainer
 from sempa_mlx.world import World
 
@@ -32,6 +33,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
     Raises:
         ModelError: the model cannot be loaded, or a coder to start from does not fit it.
         DataError: no row fits `model.max_tokens`.
+        ResourceError: a step would take more memory than there is.
     """
     started = time.perf_counter()
     world = world or World()
@@ -56,6 +58,8 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         tolerance=EXACT if loaded.dtype == mx.float32 else ROUNDED,
         world=world,
     )
+    expected_peak_gb = trainer.estimate_peak_gb()
+    remark = check_peak(expected_peak_gb)
     return TrainingRun(
         config,
         data,
@@ -67,7 +71,8 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         run_identity(config, loaded, tokenized.rows, data, coder.digest if coder else ""),
         len(tokenized.rows),
         tokenized.num_too_long,
-        trainer.estimate_peak_gb(),
+        expected_peak_gb,
+        remark,
         world,
         coder,
         started,

@@ -133,3 +133,12 @@ def test_a_window_is_a_random_sample_and_its_batches_are_of_like_length(size, se
 def test_batches_do_not_come_in_order_of_length():
     firsts = [batch[0] for batch in step_batches(range(160), 10, 0, 0)]
     assert firsts not in (sorted(firsts), sorted(firsts, reverse=True))
+
+
+def test_an_order_is_the_same_on_every_machine_and_in_every_version():
+    """A run that is continued elsewhere goes on through the same rows."""
+    assert epoch_order(6, 3, 1) == [1, 2, 0, 4, 5, 3]
+    lengths = [5, 1, 4, 2, 3, 9, 7, 8, 6, 10]
+    assert step_batches(lengths, 2, 3, 1) == [[6, 7], [1, 3], [0, 8], [5, 9], [4, 2]]
+    assert step_batches(lengths[::-1], 3, 0, 2) == [[8, 6, 5], [7, 1, 3], [2, 4, 0], [9]]
+    assert WINDOW_BATCHES == 16, "a new number is a new order: say so in CHANGELOG.md"

@@ -242,6 +242,12 @@ def test_a_ragged_table_is_a_fault(faked):
         load_hub_tasks(["STS17/en-de"])
 
 
+def test_a_line_of_a_table_that_is_no_text_is_a_fault(faked):
+    faked(**{"test.tsv": table(as_rows(), "\t") + b"\xff\n"})
+    with pytest.raises(DataError, match=r"test\.tsv:\d+: not UTF-8"):
+        load_hub_tasks(["STS17/en-de"])
+
+
 def test_no_test_files_at_all(faked):
     faked(**{"README.md": b"", "train.jsonl": b"", "test.txt": b""})
     with pytest.raises(DataError, match="no test files in a form that can be read") as caught:

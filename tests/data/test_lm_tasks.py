@@ -208,6 +208,9 @@ def test_a_missing_field_and_rows_that_are_none_are_told(tmp_path):
     found = problems(tmp_path, "gsm8k", "truthfulqa")
     assert ["no field `answer`" in found[0], "no field `question`" in found[1]] == [True, True]
     assert "not JSON" in found[2]
+    with (tmp_path / "gsm8k_test.jsonl").open("a") as rows:
+        rows.write("no JSON\n")
+    assert any("gsm8k_test.jsonl:3: not JSON" in each for each in problems(tmp_path, "gsm8k"))
     (tmp_path / "mc_task.json").write_text("[3]")
     found = problems(tmp_path, "truthfulqa")
     assert "item 1: not a JSON object" in found[0]

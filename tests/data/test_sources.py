@@ -152,6 +152,7 @@ def test_nli_is_downloaded_once(hub):
     hub.far = b"sent0,sent1,hard_neg\na,b,c\n"
     source = training_source("nli")
     assert (source.label, source.note) == ("nli", "")
+    assert (source.revision, source.is_downloaded) == (COMMIT, True)
     assert len(read_preferences(source.path).records) == 1
     assert hub.calls == [("nli_for_simcse.csv", True), ("nli_for_simcse.csv", False)]
     hub.far = errors.LocalEntryNotFoundError("offline now")
@@ -163,6 +164,7 @@ def test_auto_takes_the_demo_rows_and_says_so(hub):
     for find in (training_source, dev_source):
         source = find("auto")
         assert source.label == "demo"
+        assert (source.revision, source.is_downloaded) == (None, False)
         assert source.path == find("demo").path
         assert "cannot be reached" in source.note
 
@@ -241,6 +243,7 @@ def test_senteval_is_unpacked_beside_the_cache(hub):
     assert [len(task.pairs) for task in tasks] == [1, 1, 1]
     source = dev_source("stsb")
     assert (source.label, load_dev_pairs(source.path, None)[0].sentence1) == ("stsb", "dev one")
+    assert source.revision == COMMIT
 
 
 def test_what_is_unpacked_is_found_without_a_hub(hub):

@@ -104,6 +104,18 @@ def test_the_benchmarks_own_dev_file(senteval_root):
     assert load_dev_pairs(path, None) == (StsPair(2.6, 'dev "x" y', "z"), StsPair(1, "q", "r"))
 
 
+def test_lines_that_are_no_text_are_told_of_both_files(senteval_root):
+    (sentences,) = senteval_root.rglob("STS.input.images.txt")
+    sentences.write_bytes(b"\xff\tg\n")
+    sentences.with_name("STS.gs.images.txt").write_bytes(b"3\0\n")
+    with pytest.raises(DataError) as caught:
+        load_sts_tasks(senteval_root, ["STS15"], protocol="senteval")
+    assert [problem.what for problem in caught.value.problems] == [
+        "not UTF-8",
+        "a NUL byte, so this is not a text file",
+    ]
+
+
 def test_faults_of_all_tasks_are_told_together(senteval_root):
     folder = next(senteval_root.rglob("STS15-en-test"))
     put(folder / "STS.gs.belief.txt", "4.5\t1\n\nnone\n")

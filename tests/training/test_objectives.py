@@ -1,5 +1,6 @@
 import itertools
 import math
+from functools import partial
 
 import mlx.core as mx
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sempa_mlx.training.objectives import implicit_rewards, plackett_luce_nll
+from sempa_mlx.training.objectives import contrastive_nll, implicit_rewards, plackett_luce_nll
 
 FEW = settings(max_examples=60, deadline=None, derandomize=True)
 SCORE = st.floats(-20, 20, width=32)
@@ -142,3 +143,19 @@ def test_no_gradient_reaches_the_reference():
     of_policy, of_reference = mx.grad(loss, argnums=(0, 1))(policy, reference)
     assert np.abs(np.array(of_policy)).min() > 0.1
     np.testing.assert_array_equal(np.array(of_reference), np.zeros((1, 2)))
+
+
+@FEW
+@given(st.integers(1, 4), st.integers(1, 3), st.data())
+def test_a_contrast_is_with_all_that_is_neither_its_own_nor_taken_out(anchors, candidates, data):
+    shape = (anchors, anchors * candidates)
+    cells = shape[0] * shape[1]
+    draw = partial(st.lists, min_size=cells, max_size=cells)
+    scores = np.array(data.draw(draw(SCORE)), dtype=np.float32).reshape(shape)
+    out = np.array(data.draw(draw(st.booleans()))).reshape(shape)
+    expected = []
+    for row, own in enumerate(range(0, shape[1], candidates)):
+        others = [j for j in range(shape[1]) if j != own and not out[row, j]]
+        expected.append(oracle([scores[row, own], *scores[row, others]], depth=1))
+    found = contrastive_nll(mx.array(scores), candidates, mx.array(out))
+    np.testing.assert_allclose(np.array(found), expected, rtol=1e-5, atol=1e-5)

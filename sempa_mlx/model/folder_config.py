@@ -1,0 +1,50 @@
+"""What the config of a model's folder may not ask for: code of its own, or endless blocks."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.model.identity import weight_files
+
+CODE_KEY = "model_file"  # mlx-lm's name for a Python file beside the weights
+_BLOCK_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
+
+
+def check_folder(folder: Path) -> None:
+    """Refuse a folder that wants its own code run, or more blocks than it has tensors.
+
+    mlx-lm builds every block before it looks at the weights.
+
+    Raises:
+        ModelError: it does.
+        OSError, ValueError, RecursionError: its config or weights cannot be read.
+    """
+    place = folder / "config.json"
+    config = json.loads(place.read_text(encoding="utf-8"))
+    if not isinstance(config, dict):
+        raise ValueError("config.json is no JSON object")
+    if config.get(CODE_KEY) is not None:
+        what = f"the model brings code of its own ({config[CODE_KEY]!r}), which is never run"
+        fix = "choose a model of an architecture that mlx-lm has"
+        raise ModelError(Problem(what, str(place), fix=fix))
+    blocks, tensors = _num_blocks(config), sum(map(_num_tensors, weight_files(folder)))
+    if blocks > tensors:
+        what = f"{blocks} blocks in the config, {tensors} tensors in the files"
+        raise ModelError(Problem(what, str(folder)))
+
+
+def _num_blocks(config: dict[str, Any]) -> int:
+    texts = (config, config.get("text_config"))
+    found = [part.get(key) for part in texts if isinstance(part, dict) for key in _BLOCK_KEYS]
+    return max((each for each in found if isinstance(each, int)), default=0)
+
+
+def _num_tensors(file: Path) -> int:
+    try:
+        with safe_open(file, framework="numpy") as opened:
+            return len(opened.keys())
+    except SafetensorError as error:
+        raise ValueError(f"{file.name}: {error}") from error

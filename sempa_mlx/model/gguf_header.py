@@ -1,0 +1,133 @@
+"""The header of a GGUF file, walked before MLX reads it.
+
+MLX's reader trusts some of the lengths in a file: a false one ends the process (a segmentation
+fault, an assertion, a division by zero). So every length is held against the file first.
+"""
+
+import mmap
+from pathlib import Path
+from struct import Struct
+
+from sempa_mlx.errors import ModelError, Problem
+
+MAGIC = b"GGUF"
+VERSIONS = (2, 3)
+MAX_DIMENSIONS = 4  # llama.cpp's own limit
+_STRING, _ARRAY = 8, 9
+_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+_U32 = 4
+_ALIGNMENT = b"general.alignment"
+_LONGEST_NAME = 1 << 16
+
+_INT32, _INT64 = Struct("<I"), Struct("<Q")
+
+
+def check_header(path: Path) -> None:
+    """Refuse a GGUF file whose header does not hold together.
+
+    Raises:
+        ModelError: a count or a length points beyond the file, or a type is unknown.
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        if path.stat().st_size == 0:
+            raise _refused(path, "the file is empty")
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            try:
+                _walk(_Cursor(content))
+            except ValueError as error:
+                raise _refused(path, str(error)) from error
+
+
+class _Cursor:
+    """A place in the file; whoever would read beyond its end gets a ValueError."""
+
+    def __init__(self, content: mmap.mmap) -> None:
+        self._content = content
+        self._at = 0
+
+    def skip(self, length: int) -> int:
+        """Go on by so many bytes; return where they began."""
+        start, end = self._at, self._at + length
+        if end > len(self._content):
+            raise ValueError("a length in the header points beyond the file")
+        self._at = end
+        return start
+
+    def take(self, length: int) -> bytes:
+        start = self.skip(length)
+        return self._content[start : start + length]
+
+    def int32(self) -> int:
+        return int(_INT32.unpack_from(self._content, self.skip(4))[0])
+
+    def int64(self) -> int:
+        return int(_INT64.unpack_from(self._content, self.skip(8))[0])
+
+    def skip_string(self) -> None:
+        self.skip(self.int64())
+
+    def name(self) -> bytes:
+        length = self.int64()
+        if length > _LONGEST_NAME:
+            raise ValueError("a name in the header is too long")
+        return self.take(length)
+
+
+def _walk(cursor: _Cursor) -> None:
+    if cursor.take(4) != MAGIC:
+        raise ValueError("it does not begin as GGUF")
+    version = cursor.int32()
+    if version not in VERSIONS:
+        raise ValueError(f"GGUF version {version} is not read")
+    num_tensors, num_values = cursor.int64(), cursor.int64()
+    for _ in range(num_values):
+        _walk_value(cursor)
+    for _ in range(num_tensors):
+        _walk_tensor(cursor)
+
+
+def _walk_value(cursor: _Cursor) -> None:
+    name, kind = cursor.name(), cursor.int32()
+    if name == _ALIGNMENT:
+        alignment = cursor.int32() if kind == _U32 else 0
+        if alignment == 0 or alignment & (alignment - 1):
+            raise ValueError("the alignment is no power of two")
+    elif kind == _STRING:
+        cursor.skip_string()
+    elif kind == _ARRAY:
+        _walk_array(cursor)
+    else:
+        cursor.skip(_scalar_bytes(kind))
+
+
+def _walk_array(cursor: _Cursor) -> None:
+    kind, count = cursor.int32(), cursor.int64()
+    if kind != _STRING:
+        cursor.skip(_scalar_bytes(kind) * count)
+        return
+    for _ in range(count):
+        cursor.skip_string()
+
+
+def _scalar_bytes(kind: int) -> int:
+    if kind not in _SCALAR_BYTES:
+        raise ValueError(f"values of type {kind} are not read here")
+    return _SCALAR_BYTES[kind]
+
+
+def _walk_tensor(cursor: _Cursor) -> None:
+    cursor.name()
+    dimensions = cursor.int32()
+    if not 1 <= dimensions <= MAX_DIMENSIONS:
+        raise ValueError(f"a tensor has {dimensions} dimensions")
+    sizes = [cursor.int64() for _ in range(dimensions)]
+    if 0 in sizes:
+        raise ValueError("a tensor is empty")
+    cursor.skip(4 + 8)  # type and offset, which MLX holds against the file itself
+
+
+def _refused(path: Path, what: str) -> ModelError:
+    return ModelError(
+        Problem(f"not a readable GGUF file ({what})", str(path), fix="download it again")
+    )
