@@ -1,4 +1,4 @@
-"""Runs the commands of a page of documentation, in order, with tiny models in place of large ones."""
+"""Runs the commands of a page of documentation in order, with tiny models for large ones."""
 
 import shlex
 from dataclasses import dataclass

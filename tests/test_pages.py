@@ -1,4 +1,4 @@
-"""A reader who copies every command of a page, from the first to the last, sees all of them work."""
+"""A reader who copies every command of a page, first to last, sees all of them work."""
 
 import pytest
 
