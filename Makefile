@@ -17,7 +17,7 @@ LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/config*.py,sempa_mlx
 CORE   := import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")
 REPORT := coverage report --skip-covered --skip-empty --show-missing
 
-.PHONY: help install demo test test-all check format fuzz mutate clean
+.PHONY: help install demo test test-all check format fuzz mutate docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ mutate: $(VENV)/.dev ## change the code in small ways and see whether the tests 
 format: $(VENV)/.dev ## format the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.dev ## write what is written from the code: recipes' comments, docs/config.md, docs/help.md
+	$(BIN)/python -m tests.written
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*

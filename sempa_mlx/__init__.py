@@ -6,12 +6,20 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.blas import preload_blas
 
 __version__ = "0.1.0"
-__all__ = ["Encoder", "Trained", "__version__", "evaluate_sts", "load_config", "train"]
+__all__ = [
+    "Encoder",
+    "Trained",
+    "__version__",
+    "evaluate_sts",
+    "load_config",
+    "paraphrase",
+    "train",
+]
 
 preload_blas()  # before anything imports mlx; without it mlx is 40 times slower on Linux CPUs
 
 if TYPE_CHECKING:
-    from sempa_mlx.api import Trained, evaluate_sts, load_config, train
+    from sempa_mlx.api import Trained, evaluate_sts, load_config, paraphrase, train
     from sempa_mlx.encoder.encoder import Encoder
 
 _LAZY = {
@@ -19,6 +27,7 @@ _LAZY = {
     "Trained": "sempa_mlx.api",
     "evaluate_sts": "sempa_mlx.api",
     "load_config": "sempa_mlx.api",
+    "paraphrase": "sempa_mlx.api",
     "train": "sempa_mlx.api",
 }
 

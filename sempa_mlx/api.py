@@ -1,4 +1,4 @@
-"""The library in one call each: settings, training, evaluation. `Encoder` is the fourth name.
+"""The library in one call each: settings, training, evaluation, paraphrases. `Encoder` is a class.
 
 What the command line does with a terminal around it, these do in a program: they print nothing,
 raise `sempa_mlx.errors.SempaError`, and tell what happened through return values and events.
@@ -6,7 +6,7 @@ raise `sempa_mlx.errors.SempaError`, and tell what happened through return value
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,13 @@ from sempa_mlx.config import SempaConfig
 from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.data.sts_sets import Protocol
 from sempa_mlx.data.sts_tasks import sts_tasks
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.paraphrase import Paraphrased, Paraphraser, ParaphraseSettings
+from sempa_mlx.errors import UsageError
 from sempa_mlx.evaluation import sts
 from sempa_mlx.evaluation.sts import EncodesTexts, StsScore
 from sempa_mlx.run.coder import fit_run_coder, run_sentences
-from sempa_mlx.run.folder import check_output
+from sempa_mlx.run.folder import claimed
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from sempa_mlx.run.resume import resume as continue_run
@@ -82,26 +85,35 @@ def train(
         should_stop: asked after every event; True saves a checkpoint and ends the run.
 
     Warns:
-        UserWarning: the demo data stand in for a download; a checkpoint had to be passed over.
+        UserWarning: the demo data stand in for a download; a checkpoint had to be passed over; an
+            earlier run was killed.
 
     Raises:
         UsageError: the folder is taken, or holds no run that these settings can resume.
         DataError: rows or dev pairs are missing or malformed; all faults of a file at once.
         ModelError: the model cannot be loaded.
-        RunError: training went wrong; the best adapter so far is kept.
+        RunError: training went wrong, and the best adapter so far is kept; or another process
+            trains into that folder.
+        ResourceError: memory or disk do not suffice.
     """
     config = config or load_config()
-    check_output(Path(config.output.path), force=force, resume=resume)
-    data = read_run_data(config)
-    run = prepare_run(config, data, World.join())
-    passed_over = continue_run(run) if resume else ()
-    for note in (*data.notes, *(f"passed over: {problem}" for problem in passed_over)):
-        warnings.warn(note, stacklevel=2)
-    for event in run.events(should_stop):
-        if on_event:
-            on_event(event)
-    if config.sparse.coder is not None and not (run.is_stopped or run.world.rank):
-        fit_run_coder(run, run_sentences(run))
+    with claimed(config, force=force, resume=resume) as remark:
+        data = read_run_data(config)
+        run = prepare_run(config, data, World.join())
+        passed_over = continue_run(run) if resume else ()
+        for note in (
+            remark,
+            run.memory_remark,
+            *data.notes,
+            *(f"passed over: {problem}" for problem in passed_over),
+        ):
+            if note:
+                warnings.warn(note, stacklevel=2)
+        for event in run.events(should_stop):
+            if on_event:
+                on_event(event)
+        if config.sparse.coder is not None and not (run.is_stopped or run.world.rank):
+            fit_run_coder(run, run_sentences(run))
     summary = run.summary()
     scores = (summary["base_dev_score"], summary["best_dev_score"])
     step, scale = run.progress.best_step, run.best_scale
@@ -135,3 +147,42 @@ def evaluate_sts(
     """
     found = sts_tasks(str(data), tasks, protocol)
     return sts.evaluate_sts(encoder, found, resamples=resamples)
+
+
+def paraphrase(
+    encoder: Encoder,
+    texts: Sequence[str],
+    *,
+    k: int | None = None,
+    settings: ParaphraseSettings | None = None,
+) -> list[Paraphrased]:
+    """Say texts in other words with the encoder's own language model, the most similar first.
+
+    Args:
+        encoder: ranks by its vectors, whatever `settings.adapter_scale` is.
+        texts: any number; one of blanks only has no paraphrases, equal ones have the same.
+        k: distinct paraphrases of a text; by default what `settings` say, else 3.
+        settings: how to draw: temperature, top_p, seed, template and more.
+
+    Returns:
+        A `Paraphrased` a text, in order: `.text`, `.paraphrases` (each with `.text` and
+        `.similarity`, a cosine); fewer than k if no more were found in 4 k draws.
+
+    Warns:
+        UserWarning: the encoder saw only the beginning of texts that are too long for it.
+
+    Raises:
+        UsageError: settings that make no sense.
+        DataError: texts that the model is too short for; all of them.
+    """
+    if isinstance(texts, str):
+        raise UsageError("paraphrase takes a list of texts, not one string")
+    settings = settings or ParaphraseSettings()
+    paraphraser = Paraphraser(encoder, settings if k is None else replace(settings, k=k))
+    paraphraser.check((f"text {number}", text) for number, text in enumerate(texts))
+    found = paraphraser.paraphrase(texts)
+    if paraphraser.num_cut:
+        longest = encoder.settings.max_tokens
+        what = f"similarities of {paraphraser.num_cut} texts are of their first {longest} tokens"
+        warnings.warn(what, stacklevel=2)
+    return found

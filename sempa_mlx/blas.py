@@ -11,8 +11,8 @@ under another internal name; a temporary copy with the plain name put back satis
 
 import ctypes
 import functools
+import os
 import sys
-import tempfile
 import warnings
 from importlib.util import find_spec
 from pathlib import Path
@@ -86,7 +86,12 @@ def _load_renamed(library: Path, plain_name: bytes) -> bool:
     data = library.read_bytes()
     if len(plain_name) >= len(bundled_name) or bundled_name not in data:
         return False
-    with tempfile.NamedTemporaryFile(suffix=".so") as copy:
-        copy.write(data.replace(bundled_name, renamed))
-        copy.flush()
-        return _load(copy.name)
+    data = data.replace(bundled_name, renamed)
+    copy = os.memfd_create(plain_name.decode())  # a full disk is no reason to be slow
+    try:
+        # Half a library would be mapped, and end the process.
+        return os.write(copy, data) == len(data) and _load(f"/proc/self/fd/{copy}")
+    except OSError:
+        return False
+    finally:
+        os.close(copy)

@@ -7,28 +7,41 @@ import atexit
 import os
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from sempa_mlx.cli_boundary import answer
+from sempa_mlx.cli_config import config_app
+from sempa_mlx.cli_data import data_app
 from sempa_mlx.cli_export import export_app
-from sempa_mlx.cli_groups import config_app, data_app, eval_app
+from sempa_mlx.cli_groups import eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
+    FormatOption,
     LayerOption,
+    MethodOption,
     ModelOption,
     PostFitOption,
     PostOption,
     PrecisionOption,
+    RunOption,
+    ScaleOption,
     SparseOption,
     TunedOption,
     console,
+    embedding_option,
+    examples,
+    model_option,
+    output_option,
 )
+from sempa_mlx.cli_paraphrase import paraphrase_app
+from sempa_mlx.cli_report import report_app
 from sempa_mlx.cli_serve import serve_app
 from sempa_mlx.cli_sparse import sparse_app
-from sempa_mlx.commands.group import Commands, ReaderGoneError
+from sempa_mlx.cli_train import train_app
+from sempa_mlx.commands.group import Commands
 from sempa_mlx.console import Mode
-from sempa_mlx.errors import SempaError, unexpected
 
 HELP = """Turn one small language model into a generator that also embeds (SemPA on MLX).
 
@@ -42,12 +55,14 @@ app = typer.Typer(
     cls=Commands,
     rich_markup_mode="markdown",  # the other mode swallows [words in brackets]
     help=HELP,
-    no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.add_typer(train_app)
+app.add_typer(report_app)
 app.add_typer(export_app)
+app.add_typer(paraphrase_app)
 app.add_typer(serve_app)
 app.add_typer(eval_app, name="eval")
 app.add_typer(sparse_app, name="sparse")
@@ -76,83 +91,45 @@ def _globals(
 
 
 @app.command(
-    epilog="Example:  sempa-mlx train   |   sempa-mlx train --data pairs.jsonl --iters 100"
-)
-def train(
-    config: Annotated[str | None, typer.Option("-c", "--config", help="Recipe or file.")] = None,
-    model: ModelOption = None,
-    data: Annotated[str | None, typer.Option("--data", help="File, `nli` or `demo`.")] = None,
-    adapter_path: Annotated[
-        str | None, typer.Option("--adapter-path", help="Run folder. [default: adapters]")
-    ] = None,
-    iters: Annotated[int | None, typer.Option("--iters", help="Optimizer steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Pairs a step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option("--learning-rate", help="Peak.")] = None,
-    beta: Annotated[float | None, typer.Option("--beta", help="DPO's beta.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Order and initialisation.")] = None,
-    sets: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting: section.key=value.")
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run in --adapter-path.")
-    ] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Check, start nothing.")] = False,
-    force: ForceOption = False,
-) -> None:
-    """Train an adapter on paraphrase preferences; the best step on STS dev is kept.
-
-    Without arguments: ./sempa.yaml if there is one, else the built-in recipe.
-    """
-    from sempa_mlx.commands.train import TrainRequest, run_train
-
-    flags = {
-        "--model": ("model.name", model),
-        "--data": ("data.train", data),
-        "--adapter-path": ("output.path", adapter_path),
-        "--iters": ("train.iters", iters),
-        "--batch-size": ("train.batch_size", batch_size),
-        "--learning-rate": ("train.learning_rate", learning_rate),
-        "--beta": ("objective.beta", beta),
-        "--seed": ("train.seed", seed),
-    }
-    given: dict[str, tuple[str, Any]] = {k: v for k, v in flags.items() if v[1] is not None}
-    run_train(console, TrainRequest(config, sets or [], given, dry_run, force, resume))
-
-
-@app.command(
-    epilog="Example:  sempa-mlx embed notes.txt   |   cat a.txt | sempa-mlx embed - > a.jsonl   "
-    "|   sempa-mlx embed notes.txt --sparse coder.safetensors --k 32"
+    epilog=examples(
+        "sempa-mlx embed notes.txt",
+        "cat notes.txt | sempa-mlx embed - > notes.jsonl",
+        "sempa-mlx embed notes.txt --adapter-path adapters --update",
+        "sempa-mlx embed notes.txt --sparse coder.safetensors --k 32",
+    )
 )
 def embed(
     file: Annotated[str, typer.Argument(help="A text a line; `-` reads stdin.")],
-    out: Annotated[str | None, typer.Option("-o", "--out", help="Output file. [FILE.npy]")] = None,
+    out: Annotated[
+        str | None, output_option("-o", "--out", help="Output file. [default: FILE.npy]")
+    ] = None,
     model: ModelOption = None,
-    adapter_path: Annotated[
-        Path | None, typer.Option("--adapter-path", help="Run folder. [./adapters if there]")
-    ] = None,
-    adapter_scale: Annotated[
-        float | None, typer.Option("--adapter-scale", help="The dial.")
-    ] = None,
-    method: Annotated[str | None, typer.Option("--method", help="Embedding method.")] = None,
+    adapter_path: RunOption = None,
+    adapter_scale: ScaleOption = None,
+    method: MethodOption = None,
     layer: LayerOption = None,
     tuned: TunedOption = None,
     post: PostOption = None,
     post_fit: PostFitOption = None,
     normalize: Annotated[
-        bool | None, typer.Option("--normalize/--no-normalize", help="Unit length. [default: yes]")
+        bool | None,
+        embedding_option("--normalize/--no-normalize", help="Unit length. [default: yes]"),
     ] = None,
-    truncate_dim: Annotated[int | None, typer.Option("--truncate-dim", help="First n.")] = None,
+    truncate_dim: Annotated[
+        int | None,
+        embedding_option("--truncate-dim", help="First n numbers of a vector. [default: all]"),
+    ] = None,
     sparse: SparseOption = None,
     k: Annotated[
-        int | None, typer.Option("--k", min=1, help="Values of a code. [the coder's]")
+        int | None, embedding_option("--k", min=1, help="Values of a code. [default: the coder's]")
     ] = None,
-    file_format: Annotated[
-        str | None,
-        typer.Option("--format", help="npy or jsonl; with --sparse: npz, safetensors or jsonl."),
-    ] = None,
-    batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=64)] = 4096,
+    file_format: FormatOption = None,
+    batch_tokens: Annotated[
+        int,
+        embedding_option("--batch-tokens", min=64, help="Tokens of one batch, padding counted."),
+    ] = 4096,
     update: Annotated[
-        bool, typer.Option("--update", help="Embed new lines only; keep vectors of the others.")
+        bool, output_option("--update", help="Embed new lines only; keep vectors of the others.")
     ] = False,
     precision: PrecisionOption = None,
     force: ForceOption = False,
@@ -171,28 +148,30 @@ def embed(
 
 
 @app.command(
-    epilog='Example:  sempa-mlx search notes.txt.npz "a cat on a stone" -k 5   |   '
-    "cat queries.txt | sempa-mlx search notes.txt.npy - --texts notes.txt --json"
+    epilog=examples(
+        'sempa-mlx search notes.txt.npz "a cat on a stone" -k 5',
+        "cat queries.txt | sempa-mlx search notes.txt.npy - --texts notes.txt --json",
+    )
 )
 def search(
-    store: Annotated[Path, typer.Argument(help="What `embed` wrote: .npy, .npz, .safetensors.")],
+    store: Annotated[Path, typer.Argument(help="What `embed` wrote.")],
     query: Annotated[str, typer.Argument(help="A text; `-` reads one a line from stdin.")],
     k: Annotated[int, typer.Option("-k", "--k", min=1, help="Lines of each query.")] = 5,
     texts: Annotated[
-        Path | None, typer.Option("--texts", help="The text file, to show lines of a .npy.")
+        Path | None, output_option("--texts", help="The text file, to show lines of a .npy.")
     ] = None,
     model: ModelOption = None,
     adapter_path: Annotated[
-        Path | None, typer.Option("--adapter-path", help="Where the run folder lies now.")
+        Path | None, model_option("--adapter-path", help="Where the run folder lies now.")
     ] = None,
     sparse: SparseOption = None,
     post: Annotated[
-        Path | None, typer.Option("--post", help="Where the fitted map of a .npy lies now.")
+        Path | None, embedding_option("--post", help="Where the fitted map of a .npy lies now.")
     ] = None,
     precision: PrecisionOption = None,
     rescore: Annotated[
         int | None,
-        typer.Option("--rescore", min=1, help="Candidates of the codes for each hit. [8]"),
+        typer.Option("--rescore", min=1, help="Candidates of codes for each hit. [default: 8]"),
     ] = None,
 ) -> None:
     """Find the lines of an embedded file that are nearest to a text.
@@ -207,40 +186,7 @@ def search(
     run_search(console, request)
 
 
-@app.command(epilog="Example:  sempa-mlx report adapters --results sts.json")
-def report(
-    run: Annotated[Path, typer.Argument(help="Run folder.")],
-    data: Annotated[
-        str | None,
-        typer.Option(
-            "--data",
-            help="`hub` or a folder of STS sets (STS-B test), or a file of scored pairs. "
-            "[the run's dev pairs]",
-        ),
-    ] = None,
-    pairs: Annotated[
-        int, typer.Option("--pairs", min=2, help="So many, spread over the file.")
-    ] = 200,
-    results: Annotated[
-        list[Path] | None,
-        typer.Option("--results", help="What `eval ... --out` wrote; may be repeated."),
-    ] = None,
-    measure: Annotated[
-        bool, typer.Option("--measure/--no-measure", help="Load the model and measure.")
-    ] = True,
-    out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File to write. [RUN/report.html]")
-    ] = None,
-    force: ForceOption = False,
-) -> None:
-    """Write one HTML page about a run: curves, scores, geometry, maps, words, settings."""
-    from sempa_mlx.commands.report import ReportRequest, run_report
-
-    request = ReportRequest(run, data, pairs, results or [], measure)
-    run_report(console, request, out=out, force=force)
-
-
-@app.command()
+@app.command(epilog=examples("sempa-mlx doctor", "sempa-mlx doctor --json"))
 def doctor() -> None:
     """Show what this machine can do, and what is missing."""
     from sempa_mlx.commands.doctor import run_doctor
@@ -248,7 +194,7 @@ def doctor() -> None:
     run_doctor(console)
 
 
-@app.command(epilog="Example:  sempa-mlx demo --folder sempa-demo")
+@app.command(epilog=examples("sempa-mlx demo", "sempa-mlx demo --folder /tmp/sempa-demo"))
 def demo(
     folder: Annotated[Path, typer.Option("--folder", help="Where to write.")] = Path("sempa-demo"),
 ) -> None:
@@ -259,28 +205,15 @@ def demo(
 
 
 def main() -> None:
-    """Run the program: every error becomes one clear message and its exit code."""
+    """Run the program; every error becomes one clear message and its exit code."""
     atexit.register(_let_go_of_streams)
     arguments = sys.argv[1:]
     flags = {flag for flag in GLOBAL_FLAGS if flag in arguments}
     mode: Mode = "json" if "--json" in flags else "quiet" if "--quiet" in flags else "human"
     console.mode = mode
     debug = "--debug" in flags or bool(os.environ.get("SEMPA_DEBUG"))
-    try:
-        app(args=[arg for arg in arguments if arg not in flags], prog_name="sempa-mlx")
-    except SempaError as error:
-        if debug:
-            raise
-        console.error(error)
-        sys.exit(error.exit_code)
-    except ReaderGoneError:  # such as `head`: not our error
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(0)
-    except Exception as error:  # the boundary: nothing may reach the user raw
-        if debug:
-            raise
-        console.error(unexpected(error))
-        sys.exit(1)
+    line = [arg for arg in arguments if arg not in flags]
+    sys.exit(answer(lambda: app(args=line, prog_name="sempa-mlx"), console, debug=debug))
 
 
 def _let_go_of_streams() -> None:

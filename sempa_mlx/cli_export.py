@@ -1,18 +1,28 @@
 """The commands `export` and `import-peft`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from sempa_mlx.cli_options import ModelOption, console
+from sempa_mlx.cli_options import (
+    ModelOption,
+    console,
+    examples,
+    model_option,
+)
 
 export_app = typer.Typer()
+fused_option = partial(typer.Option, rich_help_panel="Fused weights")
+hub_option = partial(typer.Option, rich_help_panel="Hugging Face Hub")
 
 
 @export_app.command(
-    epilog="Example:  sempa-mlx export --to fused --adapter-path adapters --out fused   |   "
-    "sempa-mlx export --to peft --out peft --push owner/name --private"
+    epilog=examples(
+        "sempa-mlx export --to fused --adapter-path adapters --out fused",
+        "sempa-mlx export --to peft --out peft --push owner/name --private",
+    )
 )
 def export(
     to: Annotated[
@@ -24,43 +34,42 @@ def export(
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
-    adapter_path: Annotated[Path, typer.Option("--adapter-path")] = Path("adapters"),
+    adapter_path: Annotated[Path, model_option("--adapter-path", help="Run folder.")] = Path(
+        "adapters"
+    ),
     coder: Annotated[
-        Path | None, typer.Option("--coder", help="Coder file, or run folder that holds one.")
+        Path | None, model_option("--coder", help="Coder file, or run folder that holds one.")
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", help="Where the base lies now. [as the run says]")
+        str | None,
+        model_option("--model", help="Where the base lies now. [default: as the run says]"),
     ] = None,
     base: Annotated[
-        str | None, typer.Option("--base", help="What others call the base: owner/model.")
+        str | None, model_option("--base", help="What others call the base: owner/model.")
     ] = None,
     adapter_scale: Annotated[
-        float | None, typer.Option("--adapter-scale", help="The dial. [the run folder's own]")
+        float | None,
+        model_option("--adapter-scale", help="The dial. [default: the run folder's own]"),
     ] = None,
     dtype: Annotated[
         str | None,
-        typer.Option("--dtype", help="Of fused weights: float32, bfloat16, float16. [the base's]"),
+        fused_option("--dtype", help="float32, bfloat16 or float16. [default: the base's]"),
     ] = None,
-    q_bits: Annotated[
-        int | None, typer.Option("--q-bits", help="Quantise fused weights: 2 to 8 bits.")
-    ] = None,
+    q_bits: Annotated[int | None, fused_option("--q-bits", help="Quantise to 2 to 8 bits.")] = None,
     q_group_size: Annotated[
-        int | None, typer.Option("--q-group-size", help="Weights to a scale: 32, 64, 128. [64]")
+        int | None,
+        fused_option("--q-group-size", help="Weights to a scale: 32, 64, 128. [default: 64]"),
     ] = None,
     max_error: Annotated[
         float | None,
-        typer.Option(
+        fused_option(
             "--max-error",
             help="How far logits of the fused model may be off, as a share of what the adapter "
-            "changes. [0.001 in float32, 0.1 in 16 bits, 0.5 quantised]",
+            "changes. [default: 0.001 in float32, 0.1 in 16 bits, 0.5 quantised]",
         ),
     ] = None,
-    push: Annotated[
-        str | None, typer.Option("--push", help="Upload it to the Hub: owner/name.")
-    ] = None,
-    private: Annotated[bool, typer.Option("--private", help="Push to a private repository.")] = (
-        False
-    ),
+    push: Annotated[str | None, hub_option("--push", help="Upload it there: owner/name.")] = None,
+    private: Annotated[bool, hub_option("--private", help="Push to a private repository.")] = False,
 ) -> None:
     """Write what was trained in a form that other programs read, or push it to the Hub."""
     from sempa_mlx.commands.export import ExportRequest, FuseOptions, run_export
@@ -73,7 +82,11 @@ def export(
 
 
 @export_app.command(
-    "import-peft", epilog="Example:  sempa-mlx import-peft sempa-llama --adapter-path adapters"
+    "import-peft",
+    epilog=examples(
+        "sempa-mlx import-peft sempa-llama --adapter-path adapters",
+        "sempa-mlx import-peft sempa-llama --adapter-path adapters --model ./llama-2-7b",
+    ),
 )
 def import_peft(
     folder: Annotated[Path, typer.Argument(help="Folder with an adapter of PEFT.")],

@@ -1,5 +1,6 @@
 """The commands `sparse fit`, `sparse explain` and `eval sparse`."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -8,65 +9,71 @@ import typer
 from sempa_mlx.cli_groups import eval_app
 from sempa_mlx.cli_options import (
     ForceOption,
+    MethodOption,
     ModelOption,
     OutOption,
     ProtocolOption,
+    RunOption,
+    ScaleOption,
     StsOption,
     TasksOption,
     console,
+    data_option,
+    examples,
+    output_option,
 )
 
-sparse_app = typer.Typer(
-    no_args_is_help=True, help="Sparse codes of embeddings (SPOD): fit a coder, look inside."
-)
+sparse_app = typer.Typer(help="Sparse codes of embeddings (SPOD): fit a coder, look inside.")
 
-RunOption = Annotated[
-    Path | None, typer.Option("--adapter-path", help="Run folder. [./adapters if there]")
-]
-ScaleOption = Annotated[float | None, typer.Option("--adapter-scale", help="The dial.")]
-MethodOption = Annotated[str | None, typer.Option("--method", help="Embedding method.")]
+
+coder_option = partial(typer.Option, rich_help_panel="Coder")
+fitting_option = partial(typer.Option, rich_help_panel="Fitting")
 
 
 @sparse_app.command(
-    "fit", epilog="Example:  sempa-mlx sparse fit --data nli.jsonl --out coder.safetensors --k 32"
+    "fit",
+    epilog=examples(
+        "sempa-mlx sparse fit --data nli.jsonl --out coder.safetensors --k 32",
+        "sempa-mlx sparse fit --data notes.txt --out words.safetensors --coder lexical",
+    ),
 )
 def sparse_fit(
     data: Annotated[
         str,
-        typer.Option(
+        data_option(
             "--data",
             help="Preference file, `nli` or `demo` (codes of paraphrases are drawn together), or a "
             "text of one sentence a line.",
         ),
     ],
-    out: Annotated[Path, typer.Option("-o", "--out", help="The coder, a .safetensors file.")],
+    out: Annotated[Path, output_option("-o", "--out", help="The coder, a .safetensors file.")],
     coder: Annotated[
         Literal["topk", "fista", "lexical"],
-        typer.Option(
+        coder_option(
             "--coder",
             help="topk: learned, tied; fista: learned dictionary; lexical: the model's own tokens.",
         ),
     ] = "topk",
-    k: Annotated[int, typer.Option("--k", min=1, help="Values of a code.")] = 32,
+    k: Annotated[int, coder_option("--k", min=1, help="Values of a code.")] = 32,
     hidden: Annotated[
-        int | None, typer.Option("--hidden", min=1, help="Latents. [4 a dimension]")
+        int | None, coder_option("--hidden", min=1, help="Latents. [default: 4 a dimension]")
     ] = None,
     sentences: Annotated[
-        int, typer.Option("--sentences", min=2, help="Distinct sentences to fit to, at most.")
+        int, data_option("--sentences", min=2, help="Distinct sentences to fit to, at most.")
     ] = 15_000,
-    epochs: Annotated[int, typer.Option("--epochs", min=1)] = 3,
+    epochs: Annotated[int, fitting_option("--epochs", min=1, help="Passes over them.")] = 3,
     batch_size: Annotated[
-        int, typer.Option("--batch-size", min=1, help="Sentences a step.")
+        int, fitting_option("--batch-size", min=1, help="Sentences a step.")
     ] = 1024,
-    learning_rate: Annotated[float, typer.Option("--learning-rate", help="Adam's; topk.")] = 4e-4,
+    learning_rate: Annotated[float, fitting_option("--learning-rate", help="Adam's; topk.")] = 4e-4,
     preference: Annotated[
-        float, typer.Option("--preference", min=0, help="Weight of the ranking of codes; topk.")
+        float, fitting_option("--preference", min=0, help="Weight of the ranking of codes; topk.")
     ] = 1.0,
     model: ModelOption = None,
     adapter_path: RunOption = None,
     adapter_scale: ScaleOption = None,
     method: MethodOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0)] = 0,
+    seed: Annotated[int, fitting_option("--seed", min=0, help="Order and start values.")] = 0,
     force: ForceOption = False,
 ) -> None:
     """Fit a sparse coder to a model's embeddings; the model stays as it is."""
@@ -89,7 +96,10 @@ def sparse_fit(
 
 @sparse_app.command(
     "explain",
-    epilog='Example:  sempa-mlx sparse explain "A dog runs." --coder coder.safetensors',
+    epilog=examples(
+        'sempa-mlx sparse explain "A dog runs." --coder coder.safetensors',
+        'sempa-mlx sparse explain "A dog runs." "A cat sleeps." --coder adapters --top 5',
+    ),
 )
 def sparse_explain(
     texts: Annotated[list[str], typer.Argument(metavar="TEXT...", help="Any number of texts.")],
@@ -111,7 +121,10 @@ def sparse_explain(
 
 @eval_app.command(
     "sparse",
-    epilog="Example:  sempa-mlx eval sparse --coder coder.safetensors --pairs nli-dev.jsonl",
+    epilog=examples(
+        "sempa-mlx eval sparse --coder coder.safetensors --pairs nli-dev.jsonl",
+        "sempa-mlx eval sparse --coder adapters --k 16 --k 32 --data sts --out sparse.json",
+    ),
 )
 def eval_sparse(
     coder: Annotated[
@@ -120,18 +133,22 @@ def eval_sparse(
     ],
     k: Annotated[
         list[int] | None,
-        typer.Option("--k", min=1, help="Values of a code; may be repeated. [1, 2, 4 to 128]"),
+        typer.Option(
+            "--k", min=1, help="Values of a code; may be repeated. [default: 1, 2, 4 to 128]"
+        ),
     ] = None,
     data: StsOption = "hub",
     tasks: TasksOption = None,
     protocol: ProtocolOption = None,
     fit: Annotated[
         Path | None,
-        typer.Option("--fit", help="Unlabelled texts to fit mean, PCA, int8 to. [anchors of NLI]"),
+        data_option(
+            "--fit", help="Unlabelled texts to fit mean, PCA, int8 to. [default: anchors of NLI]"
+        ),
     ] = None,
     pairs: Annotated[
         str | None,
-        typer.Option("--pairs", help="Preference file, `nli` or `demo`: find best candidates."),
+        data_option("--pairs", help="Preference file, `nli` or `demo`: find best candidates."),
     ] = None,
     model: ModelOption = None,
     adapter_path: RunOption = None,

@@ -173,6 +173,16 @@ def write_settings(tree: dict[str, Any]) -> str:
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=1 << 20)
 
 
+def write_line(key: str, value: object) -> str:
+    """Return `key: value` as one line of YAML, lists in brackets."""
+    if not isinstance(value, list):
+        return write_settings({key: value}).rstrip("\n")
+    text: str = yaml.dump(
+        value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=1 << 20
+    )
+    return f"{key}: {text}".rstrip("\n")
+
+
 def _compose(page: _Page) -> yaml.Node | Problem | None:
     """Return the root node, None for an empty text, or why the text is not YAML."""
     try:

@@ -12,14 +12,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.config_faults import close_match, name_fault, value_fault
+from sempa_mlx.config_faults import name_fault, value_fault
 from sempa_mlx.config_file import Setting, parse_setting, read_settings, visible, write_settings
+from sempa_mlx.config_recipes import list_recipes, missing_recipe, recipe_path
 from sempa_mlx.errors import ConfigError, Problem
 
 DEFAULT_FILE = "sempa.yaml"
 DEFAULT_RECIPE = "smollm2-135m"
-
-_PACKAGE = Path(__file__).parent
 
 SCHEMA: Mapping[str, tuple[str, ...]] = {
     section: tuple(keys) for section, keys in SempaConfig().model_dump().items()
@@ -76,35 +75,6 @@ def dump_config(config: SempaConfig) -> str:
     return write_settings(config.model_dump(mode="json"))
 
 
-def list_recipes() -> tuple[str, ...]:
-    """Return the names of the built-in recipes, sorted."""
-    return tuple(sorted(path.stem for path in _recipe_folder().glob("*.yaml")))
-
-
-def recipe_path(name: str) -> Path:
-    """Return the file of a built-in recipe.
-
-    Raises:
-        ConfigError: there is no recipe of this name.
-    """
-    if name not in list_recipes():
-        raise ConfigError(_missing(name, "no such recipe"), state="nothing was started")
-    return _recipe_folder() / f"{name}.yaml"
-
-
-def _recipe_folder() -> Path:
-    """Return `configs` inside the package (a wheel), else beside it (a checkout)."""
-    packaged = _PACKAGE / "configs"
-    return packaged if packaged.is_dir() else _PACKAGE.parent / "configs"
-
-
-def _missing(name: str, what: str) -> Problem:
-    recipes = list_recipes()
-    close = close_match(Path(name).stem, recipes)
-    hint = f"did you mean the recipe `{close}`? " if close else ""
-    return Problem(what, visible(name), fix=f"{hint}recipes: {', '.join(recipes)}")
-
-
 def _read_source(source: str | Path | None) -> tuple[str, list[Setting | Problem]]:
     """Return what was chosen, and its settings and faults."""
     if source is None:
@@ -112,10 +82,10 @@ def _read_source(source: str | Path | None) -> tuple[str, list[Setting | Problem
     name, path = str(source), Path(source)
     if isinstance(source, Path) or _looks_like_file(name):
         if not path.exists():
-            return name, [_missing(name, "no such file")]
+            return name, [missing_recipe(name, "no such file")]
         return name if "/" in name else f"./{name}", read_settings(path, name, SCHEMA)
     if name not in list_recipes():
-        return name, [_missing(name, "no such recipe, nor a file")]
+        return name, [missing_recipe(name, "no such recipe, nor a file")]
     recipe = recipe_path(name)
     return f"built-in recipe {name}", read_settings(recipe, recipe.name, SCHEMA)
 

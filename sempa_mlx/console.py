@@ -32,11 +32,27 @@ def fitting(facts: Sequence[str], room: int) -> str:
     return line
 
 
+# Of data, which could move the cursor, recolour or retitle a terminal; shown as `\x1b`.
+_CONTROL = {
+    code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if chr(code) not in "\t\n"
+}
+
+
+def visible(text: str) -> str:
+    """Return a text whose control characters are spelled out."""
+    return text.translate(_CONTROL)
+
+
 class _Rich(RichConsole):
     """Rich's console, on which data is never markup and a closed pipe is the caller's business."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+
+    def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as rich has it
+        """Print; of plain text the control characters are spelled out."""
+        shown = (visible(each) if isinstance(each, str) else each for each in objects)
+        super().print(*shown, **options)
 
     def on_broken_pipe(self) -> None:
         """Pass the error on; rich would exit with code 1."""
@@ -74,7 +90,7 @@ class Console:
 
     def warn(self, text: str) -> None:
         """Warn on stderr, in every mode."""
-        self._err.print(Text.assemble(("warning: ", "yellow"), text))
+        self._err.print(Text.assemble(("warning: ", "yellow"), visible(text)))
 
     def facts(self, facts: dict[str, str]) -> None:
         """Print named facts, aligned, as talk."""
@@ -216,7 +232,7 @@ class Console:
             )
             return
         for problem in error.problems:
-            self._err.print(Text.assemble(("error: ", "bold red"), str(problem)))
+            self._err.print(Text.assemble(("error: ", "bold red"), visible(str(problem))))
             for line in (problem.evidence, problem.fix):
                 if line:
                     self._err.print(line if line.startswith(" ") else f"  {line}")

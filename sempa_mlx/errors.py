@@ -92,11 +92,13 @@ def without_secrets(text: str) -> str:
 
 def unexpected(error: Exception) -> SempaError:
     """Save the traceback of a bug that is being handled; return an error that says where it is."""
-    with tempfile.NamedTemporaryFile(
-        "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
-    ) as log:
-        log.write(f"sempa-mlx {__version__}\n{without_secrets(traceback.format_exc())}")
-    return SempaError(
-        without_secrets(f"{type(error).__name__}: {error}"),
-        state=f"this is a bug; the traceback is in {log.name}; --debug shows it here",
-    )
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w", prefix="sempa-mlx-", suffix=".log", delete=False, encoding="utf-8"
+        ) as log:
+            log.write(f"sempa-mlx {__version__}\n{without_secrets(traceback.format_exc())}")
+        where = f"the traceback is in {log.name}; --debug shows it here"
+    except (OSError, ValueError):  # a disk that is full, text that is no UTF-8
+        where = "run it again with --debug for the traceback"
+    what = without_secrets(f"{type(error).__name__}: {error}")
+    return SempaError(what, state=f"this is a bug; {where}")

@@ -1,13 +1,21 @@
-"""Writing files so that a reader sees the old content or the new, never half of either."""
+"""Writing files so that a reader sees the old content or the new, never half of either.
+
+What is being written has a name of its own beside its place, with the number of the process that
+writes it. After a kill the next writer in that folder removes what has no living owner.
+"""
 
 import os
+import re
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sempa_mlx.errors import ResourceError, UsageError
+from sempa_mlx.disk import writing
+from sempa_mlx.errors import UsageError
+
+_TEMPORARY = re.compile(r"\.sempa-tmp-([0-9]+)-.+")
 
 
 def cache_folder() -> Path:
@@ -23,19 +31,34 @@ def replacing(path: Path) -> Iterator[Path]:
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written to; `path` is as before.
+        RunError: the disk is broken; likewise.
     """
-    temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing_together(path) as (temporary,):
         yield temporary
-        with temporary.open("rb") as written:
-            os.fsync(written.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise ResourceError(f"cannot write {path}: {error.strerror or error}") from error
+
+
+@contextmanager
+def replacing_together(*paths: Path) -> Iterator[list[Path]]:
+    """Yield a temporary path beside each of several; all are moved there, or none.
+
+    Raises:
+        ResourceError: the disk is full or a folder cannot be written to; all paths are as before.
+        RunError: the disk is broken; likewise.
+    """
+    temporaries = [path.with_name(f"{_prefix()}{path.name}") for path in paths]
+    try:
+        with writing(paths[0]):
+            for folder in {path.parent for path in paths}:
+                folder.mkdir(parents=True, exist_ok=True)
+                remove_leftovers(folder)
+            yield temporaries
+            for temporary in temporaries:
+                _flush(temporary)
+            _put_in_place(list(zip(temporaries, paths, strict=True)))
     finally:
-        with suppress(OSError):  # a folder that cannot be written to cannot be cleaned either
-            temporary.unlink()
+        for temporary in temporaries:
+            with suppress(OSError):  # a folder that cannot be written to cannot be cleaned either
+                temporary.unlink()
 
 
 def write_text(path: Path, text: str) -> None:
@@ -45,24 +68,15 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_folder_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
-    """Write files that belong together: all are complete before the first takes its place.
+    """Write files that belong together: all take their places, or none.
 
     Raises:
         ResourceError: a file cannot be written; none was replaced.
+        RunError: the disk is broken; likewise.
     """
-    stage = None
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        stage = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder))
-        for name, write in writers.items():
-            write(stage / name)
-        for name in writers:
-            (stage / name).replace(folder / name)
-    except (OSError, RuntimeError) as error:
-        raise ResourceError(f"cannot write into {folder}: {error}") from error
-    finally:
-        if stage is not None:
-            shutil.rmtree(stage, ignore_errors=True)
+    with replacing_together(*(folder / name for name in writers)) as temporaries:
+        for write, temporary in zip(writers.values(), temporaries, strict=True):
+            write(temporary)
 
 
 @contextmanager
@@ -72,22 +86,61 @@ def new_folder(folder: Path) -> Iterator[Path]:
     Raises:
         UsageError: the path is a file, or a folder that is not empty.
         ResourceError: the disk is full or cannot be written to; nothing of the new folder is left.
+        RunError: the disk is broken; likewise.
     """
     refuse_filled(folder)
-    staging = None
+    with writing(folder), staging(folder.parent) as stage:
+        inner = stage / folder.name  # of the usual rights; those of `stage` are its owner's
+        inner.mkdir()
+        yield inner
+        for path in inner.rglob("*"):
+            _flush(path)
+        inner.replace(folder)
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """Yield an empty folder within `folder`, which is made if need be; it is gone afterwards.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    remove_leftovers(folder)
+    stage = Path(tempfile.mkdtemp(prefix=_prefix(), dir=folder))
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=".tmp-", dir=folder.parent))
-        stage = staging / folder.name  # of the usual rights; those of `staging` are its owner's
-        stage.mkdir()
         yield stage
-        stage.replace(folder)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise ResourceError(f"cannot write {folder}: {reason}") from error
     finally:
-        if staging is not None:
-            shutil.rmtree(staging, ignore_errors=True)
+        shutil.rmtree(stage, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes that are gone were writing in a folder."""
+    with suppress(OSError):
+        for path in list(folder.iterdir()):
+            owner = _TEMPORARY.fullmatch(path.name)
+            if owner is None or is_running(int(owner[1])):
+                continue
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink()
+
+
+def is_temporary(name: str) -> bool:
+    """Tell whether a file of this name is one that is being written, or was when a kill came."""
+    return _TEMPORARY.fullmatch(name) is not None
+
+
+def is_running(process: int) -> bool:
+    """Tell whether there is a process of that number on this machine."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:  # somebody else's
+        return True
+    return True
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:
@@ -100,6 +153,8 @@ def refuse_existing(path: Path, *, force: bool) -> None:
         raise UsageError(
             f"{path} is a symbolic link; name the file itself", state="nothing written"
         )
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder; name a file", state="nothing written")
     if path.exists() and not force:
         raise UsageError(f"{path} exists; add --force to replace it", state="nothing written")
 
@@ -112,3 +167,46 @@ def refuse_filled(folder: Path) -> None:
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists; choose a new folder", state="nothing was written")
+
+
+def _prefix() -> str:
+    return f".sempa-tmp-{os.getpid()}-"
+
+
+def _flush(path: Path) -> None:
+    """Have the content of a file reach the disk."""
+    if path.is_file():
+        with path.open("rb") as written:
+            os.fsync(written.fileno())
+
+
+def _put_in_place(moves: Sequence[tuple[Path, Path]]) -> None:
+    """Rename files one by one; if one cannot be, those before it get their old content back."""
+    olds: list[tuple[Path, Path]] = []
+    try:
+        for temporary, path in moves:
+            if temporary is not moves[-1][0]:
+                olds.append((_second_name(path, temporary), path))
+            temporary.replace(path)
+    except OSError:
+        for old, path in olds:
+            with suppress(OSError):
+                old.replace(path) if old.exists() else path.unlink()
+        raise
+    finally:
+        for old, _ in olds:
+            with suppress(OSError):
+                old.unlink()
+
+
+def _second_name(path: Path, temporary: Path) -> Path:
+    """Give what is at a path, if anything, another name beside its temporary one; return that."""
+    old = temporary.with_name(f"{temporary.name}.old")
+    with suppress(FileNotFoundError):
+        try:
+            old.hardlink_to(path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # a disk without hard links
+            shutil.copy2(path, old)
+    return old

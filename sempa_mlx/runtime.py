@@ -8,10 +8,14 @@ import sys
 import time
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 
 import mlx.core as mx
 
 GB = 1e9
+CONTAINER_LIMITS = tuple(
+    Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")
+)
 DTYPES = {"float32": mx.float32, "bfloat16": mx.bfloat16, "float16": mx.float16}
 
 
@@ -43,6 +47,30 @@ def machine() -> Machine:
 
 def _system_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def memory_limit_gb() -> float:
+    """Return how much memory this process may take, in GB: the device's, or a bound on it.
+
+    Bounds are Metal's working set, a container's limit, and the shell's (`ulimit -v`).
+    """
+    info = mx.device_info(mx.default_device())
+    bounds = [
+        machine().memory_gb * GB,
+        float(info.get("max_recommended_working_set_size") or "inf"),
+    ]
+    bounds += [limit for limit in map(_container_limit, CONTAINER_LIMITS) if limit is not None]
+    soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if soft != resource.RLIM_INFINITY:
+        bounds.append(float(soft))
+    return min(bounds) / GB
+
+
+def _container_limit(path: Path) -> float | None:
+    try:
+        return float(path.read_text())
+    except (OSError, ValueError):  # no container, or `max`
+        return None
 
 
 def resolve_dtype(name: str) -> mx.Dtype:

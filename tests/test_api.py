@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 import sempa_mlx
-from sempa_mlx import Encoder, Trained, evaluate_sts, load_config, train
+from sempa_mlx import Encoder, Trained, evaluate_sts, load_config, paraphrase, train
 from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.encoder.coder_file import CODER_FILE
-from sempa_mlx.errors import ConfigError, UsageError
+from sempa_mlx.encoder.paraphrase import Paraphraser, ParaphraseSettings
+from sempa_mlx.encoder.settings import EncoderSettings
+from sempa_mlx.errors import ConfigError, DataError, UsageError
 from sempa_mlx.training.events import Evaluated, StepDone
 from tests.command import metrics_of, results_of
 from tests.tiny import write_tiny_folder
@@ -45,7 +47,7 @@ def test_every_public_name_can_be_had():
 
 def test_the_page_runs_as_it_stands(folder):
     """Only the model is a small one, so that it takes seconds."""
-    assert len(EXAMPLES) == 7
+    assert len(EXAMPLES) == 8
     names = {}
     for example in EXAMPLES:
         exec(example.replace("smollm2-135m", "base"), names)
@@ -121,6 +123,32 @@ def test_sentences_are_scored_as_scipy_does(folder):
     assert found.spearman == pytest.approx(expected)
     with pytest.raises(UsageError, match="--protocol"):
         evaluate_sts(encoder, "pairs.tsv", protocol="mteb")
+
+
+def test_texts_are_paraphrased_as_the_settings_say(folder):
+    encoder = Encoder.load("base")
+    encoder.loaded.tokenizer.eos_token_ids = range(0, len(encoder.loaded.tokenizer), 12)
+    settings = ParaphraseSettings(k=2, temperature=1.0, seed=3)
+    texts = ["A cat sleeps", "", "Two dogs run"]
+    found = paraphrase(encoder, texts, settings=settings)
+    assert found == Paraphraser(encoder, settings).paraphrase(texts)
+    assert [len(each.paraphrases) for each in found] == [2, 0, 2]
+    assert [len(each.paraphrases) for each in paraphrase(encoder, texts, k=1)] == [1, 0, 1]
+    assert paraphrase(encoder, []) == []
+    with pytest.raises(UsageError, match="list of texts"):
+        paraphrase(encoder, "A cat sleeps")
+    with pytest.raises(UsageError, match="k is 0"):
+        paraphrase(encoder, texts, k=0)
+
+
+def test_texts_that_are_too_long_to_paraphrase_or_to_compare_are_told(folder):
+    write_tiny_folder(folder / "short", "qwen3", max_position_embeddings=512)
+    encoder = Encoder.load("short")
+    with pytest.raises(DataError, match="text 1: needs"):
+        paraphrase(encoder, ["A cat", "cat " * 200])
+    seeing_little = Encoder(encoder.loaded, EncoderSettings(max_tokens=48))
+    with pytest.warns(UserWarning, match="similarities of 1 texts are of their first 48 tokens"):
+        paraphrase(seeing_little, ["cat " * 30], settings=ParaphraseSettings(max_tokens=2))
 
 
 def test_a_fallback_is_said(folder, monkeypatch):

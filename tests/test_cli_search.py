@@ -120,10 +120,10 @@ def test_the_runs_cut_and_map_do_not_touch_codes(space, here):
     ("options", "messages"),
     [
         (["--k", 3], ["--k counts values of sparse codes"]),
-        (["--format", "npz"], ["`npz` holds sparse codes"]),
-        (["-o", "a.safetensors"], ["`safetensors` holds sparse codes"]),
         (["-o", "a.npy", "CODER"], ["`npy` holds vectors"]),
-        (["-o", "a.csv", "CODER"], ["unknown output format `csv`"]),
+        (["-o", "a.csv", "CODER"], ["`csv` holds vectors"]),
+        (["--format", "parquet", "CODER"], ["`parquet` holds vectors"]),
+        (["-o", "a.txt", "CODER"], ["unknown output format `txt`"]),
         (["-o", "-", "--format", "npz", "CODER"], ["stdout takes --format jsonl only"]),
         (["CODER", "--k", 49], ["k must lie in 1 to 48, the number of latents, not 49"]),
         (
@@ -262,7 +262,6 @@ def test_vectors_of_another_encoder_are_not_kept(space, here):
     error = refused(2, *line, "--method", "mean", "--no-normalize").err
     assert "vectors: " in error
     assert "normalize: True there, False now" in error
-    refused(2, *line, "--format", "jsonl")
     (here / "notes.txt.ids.npy").unlink()
     assert "no ids of the lines" in refused(3, *line).err
     del before["notes.txt.ids.npy"]
@@ -403,14 +402,14 @@ def test_queries_that_say_nothing_are_refused(space, here, name, query, stdin, c
 def test_stores_that_cannot_be_searched_are_named(space, here):
     for name, code, message in (
         ("notes.txt", 2, "not a store"),
-        ("a.jsonl", 2, "not a store"),
+        ("a.jsonl", 3, "no such file"),
         ("nothing.npy", 3, "no such file"),
         ("nothing.npz", 3, "no such file"),
     ):
         assert message in refused(code, "search", name, "a cat").err
     for name in ("run.npz", "run.npy", "run.json"):
         (here / name).write_bytes((space / name).read_bytes()[:-40])
-    assert "not a store of codes" in refused(3, "search", "run.npz", "a cat").err
+    assert "neither vectors nor codes" in refused(3, "search", "run.npz", "a cat").err
     assert "not a file of vectors" in refused(3, "search", "run.npy", "a cat").err
     shutil.copy(space / "run.npy", here)
     assert "does not say what made run.npy" in refused(3, "search", "run.npy", "a cat").err

@@ -8,18 +8,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-import sempa_mlx.config_resolve as config_module
+from sempa_mlx import config_recipes
 from sempa_mlx.config import DataConfig, LoraConfig, SempaConfig
-from sempa_mlx.config_resolve import (
-    SCHEMA,
-    dump_config,
-    list_recipes,
-    recipe_path,
-    resolve_config,
-)
+from sempa_mlx.config_notes import write_commented
+from sempa_mlx.config_recipes import list_recipes, recipe_path
+from sempa_mlx.config_resolve import SCHEMA, dump_config, resolve_config
 from sempa_mlx.errors import ConfigError
 
-RECIPES = "bridge, demo, listwise, smollm2-135m, spod"
+NAMES = (
+    *("bridge", "demo", "listwise", "llama-3.2-1b", "paper-llama3-8b"),
+    *("qwen3-0.6b", "smollm2-135m", "smollm2-360m", "spod"),
+)
+RECIPES = ", ".join(NAMES)
 KEYS = {f"{section}.{key}" for section, keys in SCHEMA.items() for key in keys}
 
 
@@ -75,7 +75,7 @@ def test_a_text_is_a_file_if_it_looks_like_one_or_exists(folder):
         (
             "smollm2",
             "smollm2: no such recipe, nor a file",
-            "did you mean the recipe `smollm2-135m`?",
+            "did you mean the recipe `smollm2-360m`?",
         ),
         ("dem.yaml", "dem.yaml: no such file", "did you mean the recipe `demo`?"),
         (Path("demo"), "demo: no such file", "did you mean the recipe `demo`?"),
@@ -192,18 +192,21 @@ def test_a_dumped_config_loads_to_an_equal_config(values):
     resolved = resolve_config("dump.yaml")
     assert resolved.config == config
     assert "default" not in resolved.sources.values()
+    text = write_commented(config, dict.fromkeys(KEYS, "# a: [comment] 'behind"))
+    Path("commented.yaml").write_text(text, encoding="utf-8", newline="")
+    assert resolve_config("commented.yaml").config == config
 
 
 # --- recipes ----------------------------------------------------------------------------------
 
 
 def test_recipes_are_listed_by_name():
-    assert list_recipes() == ("bridge", "demo", "listwise", "smollm2-135m", "spod")
+    assert list_recipes() == NAMES
     with pytest.raises(ConfigError, match=r"^\.\./demo: no such recipe$"):
         recipe_path("../demo")
 
 
-@pytest.mark.parametrize("name", ["bridge", "demo", "listwise", "smollm2-135m", "spod"])
+@pytest.mark.parametrize("name", NAMES)
 def test_a_recipe_names_and_explains_every_key(name):
     resolved = resolve_config(name)
     assert set(resolved.sources) == KEYS
@@ -227,6 +230,20 @@ def test_a_recipe_names_and_explains_every_key(name):
          {"train.learning_rate": 3e-4, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
           "objective.loss": "sigmoid + embedding", "eval.dial": (0.25, 0.5),
           "eval.dial_always": True}),
+        ("smollm2-360m",
+         {"train.learning_rate": 2e-4, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
+          "model.name": "HuggingFaceTB/SmolLM2-360M-Instruct"}),
+        ("qwen3-0.6b",
+         {"train.learning_rate": 2e-4, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
+          "model.name": "Qwen/Qwen3-0.6B"}),
+        ("llama-3.2-1b",
+         {"data.limit": 4096, "eval.every": 8, "eval.patience": 5,
+          "model.name": "mlx-community/Llama-3.2-1B-Instruct-bf16"}),
+        ("paper-llama3-8b",
+         {"model.name": "meta-llama/Meta-Llama-3-8B", "model.dtype": "bfloat16",
+          "model.max_tokens": 1024, "data.train": "nli", "train.batch_size": 256,
+          "train.grad_checkpoint": True, "eval.every": 78, "eval.data": "stsb",
+          "eval.pairs": None, "eval.patience": 4, "eval.dial": None}),
         ("demo",
          {"data.train": "demo", "eval.data": "demo", "train.learning_rate": 7e-4,
           "train.batch_size": 8, "train.iters": 16, "eval.every": 4,
@@ -244,12 +261,28 @@ def test_a_recipe_differs_from_the_defaults_only_where_it_means_to(name, changes
     assert found == changes
 
 
+def test_the_recipe_of_the_paper_holds_its_numbers():
+    """SemPA's script and ms-swift 3.10.1; the defaults here may move, this recipe may not."""
+    config = resolve_config("paper-llama3-8b").config
+    lora, train = config.lora, config.train
+    assert (lora.kind, lora.rank, lora.alpha, lora.keys, lora.layers) == ("lora", 8, 32.0, None, -1)
+    assert (config.objective.loss, config.objective.beta, lora.dropout) == ("sigmoid", 0.1, 0.0)
+    assert (train.learning_rate, train.beta2, train.weight_decay, train.clip) == (
+        1e-4,
+        0.95,
+        0.1,
+        1,
+    )
+    assert (train.schedule, train.warmup, train.epochs) == ("cosine", 0.05, 1)
+    assert (config.data.template, config.data.system) == ("P1", "You are a helpful assistant")
+
+
 def test_an_installed_package_uses_its_own_recipes(tmp_path, monkeypatch):
     (tmp_path / "pkg" / "configs").mkdir(parents=True)
     (tmp_path / "configs").mkdir()
     (tmp_path / "configs" / "beside.yaml").write_text("train: {seed: 1}")
     (tmp_path / "pkg" / "configs" / "inside.yaml").write_text("train: {seed: 2}")
-    monkeypatch.setattr(config_module, "_PACKAGE", tmp_path / "pkg")
+    monkeypatch.setattr(config_recipes, "_PACKAGE", tmp_path / "pkg")
     assert list_recipes() == ("inside",)
     assert resolve_config("inside").config.train.seed == 2
     (tmp_path / "pkg" / "configs").rename(tmp_path / "gone")

@@ -8,23 +8,31 @@ import pytest
 import typer
 
 from sempa_mlx.cli import GLOBAL_FLAGS, app
+from tests import written
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+HELP = [command.epilog for _, command in written.commands() if command.epilog]
 BLOCK = re.compile(r"```sh\n(.*?)```", re.DOTALL)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)")
 
 
 def commands(page):
     """Return the words of every sempa-mlx command in the page's shell blocks."""
-    found = []
-    for block in BLOCK.findall(page.read_text(encoding="utf-8")):
-        for line in block.replace("\\\n", " ").splitlines():
-            words = shlex.split(line, comments=True)
-            starts = [i for i, word in enumerate(words) if Path(word).name == "sempa-mlx"]
-            ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&")] + [len(words)]
-            found += [words[i + 1 : min(end for end in ends if end > i)] for i in starts]
-    return found
+    return [
+        words
+        for block in BLOCK.findall(page.read_text(encoding="utf-8"))
+        for line in block.replace("\\\n", " ").splitlines()
+        for words in commands_of(line)
+    ]
+
+
+def commands_of(line):
+    """Return the words of every sempa-mlx command in one line of a shell."""
+    words = shlex.split(line, comments=True)
+    starts = [i for i, word in enumerate(words) if Path(word).name == "sempa-mlx"]
+    ends = [i for i, word in enumerate(words) if word in ("|", ">", "&&")] + [len(words)]
+    return [words[i + 1 : min(end for end in ends if end > i)] for i in starts]
 
 
 def faults(words):
@@ -54,6 +62,14 @@ def test_pages_are_whole(page):
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_commands_exist(page):
     assert [(words, wrong) for words in commands(page) if (wrong := faults(words))] == []
+
+
+@pytest.mark.parametrize("epilog", HELP, ids=range(len(HELP)))
+def test_examples_of_the_help_exist(epilog):
+    examples = [line.removeprefix("- ") for line in epilog.split("\n\n")[1:]]
+    found = [words for line in examples for words in commands_of(line)]
+    assert len(found) >= len(examples)
+    assert [(words, wrong) for words in found if (wrong := faults(words))] == []
 
 
 def test_commands_are_found_and_wrong_ones_are_told():

@@ -1,6 +1,7 @@
 """`export --push`: what would go to the Hub. Nothing goes there; a fake takes it."""
 
 import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -72,7 +73,10 @@ def header_and_text(card):
     return yaml.safe_load(header), text
 
 
-@pytest.mark.parametrize("form", ["mlx", "peft", "fused", "encoder"])
+FORMS = ("mlx", "peft", "fused", "encoder", "sentence-transformers")
+
+
+@pytest.mark.parametrize("form", FORMS)
 def test_the_export_goes_up_with_its_card(space, here, hub, form):
     outcome = done(*push(space, form, "--base", "owner/base", "--private"), "--json")
     assert hub.created == [("owner/name", True)]
@@ -83,7 +87,9 @@ def test_the_export_goes_up_with_its_card(space, here, hub, form):
     assert "README.md" in files
     header, text = header_and_text(Path("out/README.md").read_text())
     assert header["base_model"] == "owner/base"
-    assert header["library_name"] == ("peft" if form == "peft" else "mlx")
+    library = form if form in ("peft", "sentence-transformers") else "mlx"
+    assert header["library_name"] == library
+    assert ("mlx" in header["tags"]) == (library == "mlx")
     assert "lora.rank: 3" in text
     assert "| step | dev Spearman × 100 |" in text
     assert "pairs.jsonl, 12 pairs, 3 steps" in text
@@ -103,6 +109,24 @@ def test_a_fused_card_says_how_it_was_verified(space, here, hub):
     assert header["pipeline_tag"] == "text-generation"
     assert "Verified on packaged sentences" in text
     assert hub.created == [("owner/name", None)]
+
+
+def test_a_card_of_sentence_transformers_is_of_its_library_and_use(space, here, hub):
+    """The Hub finds it among models of sentence similarity; its example opens what was pushed."""
+    shutil.copytree(space / "run", here / "run")
+    settings = json.loads((here / "run" / "encoder.json").read_text())
+    (here / "run" / "encoder.json").write_text(json.dumps(settings | {"truncate_dim": 8}))
+    run = ("--adapter-path", "run", "--out", "out", "--base", "owner/base")
+    done("export", "--to", "sentence-transformers", *run, "--push", "owner/name")
+    header, text = header_and_text(Path("out/README.md").read_text())
+    assert header["pipeline_tag"] == "sentence-similarity"
+    assert header["base_model_relation"] == "finetune"
+    assert {"sentence-transformers", "feature-extraction"} <= set(header["tags"])
+    assert "from sentence_transformers import SentenceTransformer" in text
+    assert 'SentenceTransformer("owner/name", truncate_dim=8).encode(' in text
+    assert "float32, adapter scale 1, 8 dimensions" in text
+    [(_, files)] = hub.uploaded
+    assert {"README.md", "modules.json", "1_Pooling/config.json", "model.safetensors"} <= files
 
 
 def test_the_table_has_every_evaluation(space, here, hub):

@@ -103,7 +103,9 @@ def test_all_files_of_a_folder_are_written(tmp_path):
     assert (folder / "b.txt").read_text() == "2"
 
 
-@pytest.mark.parametrize("error", [OSError(28, "full"), RuntimeError("mlx cannot write")])
+@pytest.mark.parametrize(
+    "error", [OSError(28, "full"), RuntimeError("[write] Unable to write 9 bytes to file.")]
+)
 def test_no_file_is_replaced_unless_all_are_complete(tmp_path, error):
     (tmp_path / "a.txt").write_text("old")
 
@@ -111,7 +113,7 @@ def test_no_file_is_replaced_unless_all_are_complete(tmp_path, error):
         path.write_text("half")
         raise error
 
-    with pytest.raises(ResourceError, match="cannot write into"):
+    with pytest.raises(ResourceError, match="cannot write"):
         write_folder_files(tmp_path, {"a.txt": write_of("new"), "b.txt": fail})
     assert names(tmp_path) == ["a.txt"]
     assert (tmp_path / "a.txt").read_text() == "old"
@@ -128,7 +130,7 @@ def test_a_programming_fault_is_not_disguised_but_cleaned_up(tmp_path):
 
 def test_a_file_in_the_place_of_the_folder(tmp_path):
     (tmp_path / "run").write_text("x")
-    with pytest.raises(ResourceError, match="cannot write into"):
+    with pytest.raises(ResourceError, match="cannot write"):
         write_folder_files(tmp_path / "run", {"a.txt": write_of("new")})
     assert (tmp_path / "run").read_text() == "x"
 
@@ -147,6 +149,12 @@ def test_a_taken_path_is_refused_unless_forced(tmp_path):
         refuse_existing(tmp_path / "taken", force=False)
     assert error.value.state == "nothing written"
     refuse_existing(tmp_path / "taken", force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_in_the_place_of_a_file_is_refused_even_when_forced(tmp_path, force):
+    with pytest.raises(UsageError, match="is a folder; name a file"):
+        refuse_existing(tmp_path, force=force)
 
 
 @pytest.mark.parametrize("force", [False, True])

@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.command import SENTENCES
-from tests.serve.house import ADAPTED, BASE, EMBED, EMBEDDINGS, server
+from tests.serve.house import ADAPTED, BASE, CHAT, EMBED, EMBEDDINGS, server
 
 pytestmark = pytest.mark.interop
 TEXTS = list(SENTENCES)
@@ -105,30 +105,69 @@ def test_leaving_a_stream_early_ends_it(house, client):
     house.wait_for(0)
 
 
-def test_what_langchain_sends(house):
+# What langchain-openai 1.7 sends through OpenAI's client, as a server recorded it.
+LANGCHAIN_HEADERS = {
+    "accept": "application/json",
+    "accept-encoding": "gzip, deflate",
+    "authorization": f"Bearer {KEY}",
+    "user-agent": "OpenAI/Python 3.57.0",
+    "x-stainless-arch": "x64",
+    "x-stainless-async": "false",
+    "x-stainless-lang": "python",
+    "x-stainless-os": "Linux",
+    "x-stainless-package-version": "3.57.0",
+    "x-stainless-raw-response": "true",
+    "x-stainless-retry-count": "0",
+    "x-stainless-runtime": "CPython",
+    "x-stainless-runtime-version": "3.11.7",
+}
+
+
+def asked_by_langchain(house, path, body):
+    status, _, document = house.ask("POST", path, body, **LANGCHAIN_HEADERS)
+    assert status == 200, document
+    return document
+
+
+@pytest.mark.parametrize("fields", [{}, {"dimensions": 8}])
+@pytest.mark.parametrize("as_ids", [True, False])
+def test_what_langchain_sends_to_embed(house, as_ids, fields):
     """`OpenAIEmbeddings` sends lists of token ids, asks for base64, and joins what comes back.
 
-    With `check_embedding_ctx_length=False` it sends the texts themselves.
+    With `check_embedding_ctx_length=False` it sends the texts themselves; a query is a list of one.
     """
     tokenizer = house.encoder.loaded.tokenizer
     texts = [text for text in TEXTS if text]
-    ids = [tokenizer.encode(text, add_special_tokens=False) for text in texts]
-    expected = house.encoder.encode(texts)
-    for given in (ids, texts):
-        body = {"input": given, "model": EMBED, "encoding_format": "base64"}
-        status, _, document = house.ask(
-            "POST",
-            EMBEDDINGS,
-            body,
-            authorization=f"Bearer {KEY}",
-            **{"x-stainless-lang": "python"},
-        )
-        assert status == 200
-        found = [
-            np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4")
-            for row in document["data"]
-        ]
-        np.testing.assert_allclose(found, expected, atol=1e-5)
+    given = [tokenizer.encode(t, add_special_tokens=False) for t in texts] if as_ids else texts
+    expected = house.encoder.encode(texts)[:, : fields.get("dimensions")]
+    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
+    for some, vectors in ((given, expected), (given[:1], expected[:1])):
+        body = {"model": EMBED, "input": some, **fields, "encoding_format": "base64"}
+        rows = asked_by_langchain(house, EMBEDDINGS, body)["data"]
+        assert [row["index"] for row in rows] == list(range(len(some)))
+        found = [np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4") for row in rows]
+        np.testing.assert_allclose(found, vectors, atol=1e-5)
+
+
+def test_the_empty_text_that_langchain_asks_about(house):
+    """It leaves empty texts out of its lists of ids, and asks once for the vector of none."""
+    body = {"model": EMBED, "input": "", "encoding_format": "base64"}
+    (row,) = asked_by_langchain(house, EMBEDDINGS, body)["data"]
+    found = np.frombuffer(base64.b64decode(row["embedding"]), dtype="<f4")
+    np.testing.assert_allclose(found, house.encoder.encode([""])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{}, {"max_completion_tokens": 5, "seed": 1, "stop": ["x"], "temperature": 0.0}],
+)
+def test_what_langchain_sends_to_chat(house, fields):
+    messages = [{"content": "Be brief.", "role": "system"}, {"content": "Hello", "role": "user"}]
+    limit = {"max_completion_tokens": 4}
+    body = {"model": BASE, "stream": False, "messages": messages, **limit, **fields}
+    document = asked_by_langchain(house, CHAT, body)
+    assert document["choices"][0]["message"]["role"] == "assistant"
+    assert document["usage"]["completion_tokens"] > 0
 
 
 def test_the_example_of_the_page_runs():

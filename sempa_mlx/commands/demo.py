@@ -29,7 +29,7 @@ No network is needed."""
 def run_demo(console: Console, folder: Path) -> None:
     """Train (or reuse an earlier demo's run), compare, embed, search; print what comes next."""
     from sempa_mlx.encoder.encoder import Encoder
-    from sempa_mlx.run.folder import RESULTS_FILE, check_output
+    from sempa_mlx.run.folder import RESULTS_FILE, claimed
     from sempa_mlx.run.inputs import read_run_data
 
     started = time.perf_counter()
@@ -41,11 +41,11 @@ def run_demo(console: Console, folder: Path) -> None:
     console.say(INTRO.format(triplets=len(data.records)))
     if is_finished(run_folder, config):
         console.heading(f"Training: done by an earlier demo (delete {run_folder} to train again)")
-        results = json.loads((run_folder / RESULTS_FILE).read_text())
+        results = json.loads((run_folder / RESULTS_FILE).read_text(encoding="utf-8"))
     else:
-        check_output(run_folder, force=True)
-        console.heading("Training")
-        run = train_and_show(console, config, data)
+        with claimed(config, force=True):
+            console.heading("Training")
+            run = train_and_show(console, config, data)
         console.say(outcome(run))
         results = run.summary()
     console.heading("Comparing")

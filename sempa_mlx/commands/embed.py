@@ -8,10 +8,17 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from sempa_mlx.commands.embed_sparse import SparseOptions, open_coding, show_codes, token_names
+from sempa_mlx.commands.embed_sparse import (
+    SparseOptions,
+    open_coding,
+    say_search,
+    show_codes,
+    token_names,
+)
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
+from sempa_mlx.disk import writing
 from sempa_mlx.errors import DataError, Problem, UsageError
 from sempa_mlx.files import refuse_existing
 
@@ -48,7 +55,7 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
     """Embed a file into a file, or stdin into JSON lines on stdout."""
     from sempa_mlx.encoder.methods import find_method
 
-    request = _with_run_as_run(request)
+    request = with_run_as_run(request)
     _check(request)
     if request.method is not None:
         find_method(request.method)  # before a model is loaded
@@ -63,7 +70,7 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
             _to_file(console, request, texts, count, out, file_format, batch_tokens)
 
 
-def _with_run_as_run(request: EmbedRequest) -> EmbedRequest:
+def with_run_as_run(request: EmbedRequest) -> EmbedRequest:
     """Let a folder with adapter and base, such as an exported encoder, be named as the model.
 
     Raises:
@@ -90,11 +97,10 @@ def _check(request: EmbedRequest) -> None:
     file_format = request.file_format or Path(request.out or "").suffix.removeprefix(".")
     faults = request.sparse.faults([name for name, is_given in given.items() if is_given])
     faults += request.sparse.format_faults(file_format)
-    if request.update and (request.sparse.coder or request.out == STREAM or file_format == "jsonl"):
-        faults.append(Problem("--update keeps vectors of an earlier .npy; it goes with no other"))
-    if request.precision and (
-        request.sparse.coder or request.out == STREAM or file_format == "jsonl"
-    ):
+    is_stream = (request.out or request.file) == STREAM
+    if request.update and (request.sparse.coder or is_stream):
+        faults.append(Problem("--update keeps vectors of an earlier file; it goes with no other"))
+    if request.precision and (request.sparse.coder or is_stream or file_format not in ("", "npy")):
         faults.append(Problem("--precision adds codes to a .npy of vectors; it goes with no other"))
     if faults:
         raise UsageError([*request.options.faults(), *faults], state="nothing was started")
@@ -109,7 +115,7 @@ def text_source(file: str, spool: Path) -> Path:
     if sys.stdin.isatty():
         raise UsageError(Problem("`-` reads stdin, which is a terminal", fix="pipe a file into it"))
     copy = spool / "stdin"
-    with copy.open("wb") as target:
+    with writing(copy), copy.open("wb") as target:
         shutil.copyfileobj(sys.stdin.buffer, target)
     return copy
 
@@ -124,17 +130,18 @@ def _count_texts(source: Path) -> int:
 
 def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
     from sempa_mlx.encoder.sparse_embed import CODE_FORMATS
-    from sempa_mlx.encoder.store import FORMATS, format_of, sidecar_path
+    from sempa_mlx.encoder.vector_form import FORMATS, format_of, sidecar_path
 
     is_sparse = request.sparse.coder is not None
-    if request.out == STREAM or (request.out is None and request.file == STREAM):
+    if (request.out or request.file) == STREAM:
         if request.file_format not in (None, "jsonl"):
             raise UsageError("stdout takes --format jsonl only", state="nothing was written")
         return None, "jsonl"
     usual = "npz" if is_sparse else "npy"
     out = Path(request.out or f"{request.file}.{request.file_format or usual}")
     file_format = format_of(out, request.file_format, CODE_FORMATS if is_sparse else FORMATS)
-    for path in [out] if file_format == "jsonl" else [out, sidecar_path(out)]:
+    is_bare = is_sparse and file_format == "jsonl"
+    for path in [out] if is_bare else [out, sidecar_path(out)]:
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
         refuse_existing(path, force=force or request.update)
@@ -147,7 +154,7 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     from sempa_mlx.encoder.settings import EncoderSettings, read_settings
     from sempa_mlx.model.lora import read_adapter_config
 
-    run = _run_folder(request)
+    run = run_folder(request)
     if run is not None:
         read_adapter_config(run)  # a folder without an adapter would pass for a model
     settings = read_settings(run) if run is not None else EncoderSettings()
@@ -173,7 +180,8 @@ def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
     return encoder
 
 
-def _run_folder(request: EmbedRequest) -> Path | None:
+def run_folder(request: EmbedRequest) -> Path | None:
+    """Return the run folder that a request names, or ./adapters if there is a run and no model."""
     from sempa_mlx.model.lora import CONFIG_FILE
 
     is_default = request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file()
@@ -192,7 +200,7 @@ def _to_stdout(
     from sempa_mlx.encoder.store import embed_to_stream
 
     encoder = load_encoder(console, request)
-    coding = open_coding(console, request.sparse, encoder, _run_folder(request))
+    coding = open_coding(console, request.sparse, encoder, run_folder(request))
     with console.progress("embedding", count, "texts") as advance:
         if coding is None:
             num_cut = embed_to_stream(
@@ -228,7 +236,7 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         console.mute()
     loaded = load_encoder(console, request)
     encoder = Encoder(loaded.loaded, loaded.settings, world=world)
-    run = _run_folder(request)
+    run = run_folder(request)
     coding = open_coding(console, request.sparse, encoder, run)
     if world.rank:
         embed_for_others(encoder, texts, batch_tokens=batch_tokens)
@@ -246,7 +254,8 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         warn_cut(console, coded.num_truncated, encoder.settings.max_tokens)
         show_codes(console, coding, coded)
         return
-    known = known_lines(encoder, out, run) if request.update and out.exists() else None
+    keeps = request.update and out.exists()
+    known = known_lines(encoder, out, run, file_format) if keeps else None
     with console.progress("embedding", count, "texts") as advance:
         written = embed_to_file(
             *(encoder, texts, out),
@@ -267,14 +276,16 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
 
 
 def _show_vectors(console: Console, written: "Embedded") -> None:
-    beside = f", described in {written.sidecar}" if written.sidecar else ""
     kept = f", {written.num_kept} of them kept" if written.num_kept else ""
-    console.say(f"{written.count} vectors of {written.dim} dimensions{kept}{beside}")
+    console.say(
+        f"{written.count} vectors of {written.dim} dimensions{kept}, described in {written.sidecar}"
+    )
     console.result(str(written.path))
+    say_search(console, written.path)
     console.document(
         {
             "path": str(written.path),
-            "sidecar": str(written.sidecar) if written.sidecar else None,
+            "sidecar": str(written.sidecar),
             "count": written.count,
             "dim": written.dim,
             "truncated": written.num_truncated,

@@ -1,5 +1,6 @@
 """`sempa-mlx embed --sparse`: what it takes, and what it says."""
 
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,14 +30,10 @@ class SparseOptions:
         return [Problem(what.format(name), fix="leave it out") for name in finishing]
 
     def format_faults(self, file_format: str) -> list[Problem]:
-        """Return what is wrong with a format that is known, but not for this."""
-        from sempa_mlx.encoder.sparse_store import FORMS
-
-        if self.coder is None and file_format in FORMS:
-            return [Problem(f"`{file_format}` holds sparse codes", fix="add --sparse CODER")]
-        if self.coder is not None and file_format == "npy":
+        """Return what is wrong with a format that is known, but not for codes."""
+        if self.coder is not None and file_format in ("npy", "csv", "parquet"):
             fix = "write .npz, .safetensors or .jsonl"
-            return [Problem("`npy` holds vectors, not sparse codes", fix=fix)]
+            return [Problem(f"`{file_format}` holds vectors, not sparse codes", fix=fix)]
         return []
 
     def check_coder(self) -> None:
@@ -87,6 +84,8 @@ def show_codes(console: Console, coding: "Coding", coded: "Coded") -> None:
     mean = coded.num_values / coded.count
     console.say(f"{coded.count} codes of {mean:.1f} values on average{beside}")
     console.result(str(coded.path))
+    if coded.path and coded.sidecar:  # without a description it is for other engines
+        say_search(console, coded.path)
     console.document(
         {
             "path": str(coded.path),
@@ -99,3 +98,8 @@ def show_codes(console: Console, coding: "Coding", coded: "Coded") -> None:
             "truncated": coded.num_truncated,
         }
     )
+
+
+def say_search(console: Console, store: Path) -> None:
+    """Say what to do with a store that has just been written."""
+    console.say(f'search in it:  sempa-mlx search {shlex.quote(str(store))} "some words"')

@@ -49,7 +49,7 @@ def run_eval_frontier(
     base = request.model or str(read_adapter_config(request.adapter)["model"])
     with console.working(f"loading {request.adapter}"):
         encoder = Encoder.load(base, adapter_path=request.adapter)
-    tokens = encoder.loaded.tokenizer.encode(content, verbose=False)[: request.max_tokens]
+    tokens = encoder.loaded.tokenizer.encode(content)[: request.max_tokens]
     scales = sorted({0.0, *(request.scales or SCALES)})
     with console.progress("text", len(tokens) * len(scales), "tokens") as advance:
         drifts = text_drift(encoder.loaded.model, tokens, scales, on_progress=advance)

@@ -108,7 +108,7 @@ def _measure_text(
 ) -> None:
     from sempa_mlx.evaluation.generation import text_drift
 
-    tokens = each.loaded.tokenizer.encode(content, verbose=False)[:max_tokens]
+    tokens = each.loaded.tokenizer.encode(content)[:max_tokens]
     scales = list(dict.fromkeys(row.scale for row in rows))
     with console.progress("text", len(tokens) * len(scales), "tokens") as advance:
         found = text_drift(each.loaded.model, tokens, scales, on_progress=advance)

@@ -89,6 +89,7 @@ class Exported:
         base: Hub id of the base, if it is known.
         model: what mlx-lm opens as base.
         notes: what else to say, also in a model card.
+        truncate_dim: length that whoever opens it has to cut vectors to, if they are cut.
     """
 
     folder: Path
@@ -98,6 +99,7 @@ class Exported:
     base: str | None = None
     model: str = ""
     notes: tuple[str, ...] = ()
+    truncate_dim: int | None = None
 
 
 def run_export(console: Console, request: ExportRequest) -> None:
@@ -228,6 +230,8 @@ def _to_sentence_transformers(request: ExportRequest) -> Exported:
         f"SentenceTransformer({str(found.folder)!r}{cut}).encode(['A man plays guitar.'])",
         scale=found.scale,
         base=request.base or found.base_name,
+        notes=(f"{found.dtype}, adapter scale {found.scale:g}, {found.dim} dimensions",),
+        truncate_dim=found.truncate_dim,
     )
 
 

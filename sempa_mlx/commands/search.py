@@ -13,10 +13,11 @@ from sempa_mlx.errors import DataError, ModelError, Problem, UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from sempa_mlx.encoder.dense_search import DenseStore
     from sempa_mlx.encoder.ranking import Hits
 
 SPARSE, DENSE = "sparse", "dense"
-KINDS = {".npy": DENSE, ".npz": SPARSE, ".safetensors": SPARSE}
+ENDINGS = (".npy", ".npz", ".safetensors", ".parquet", ".jsonl", ".csv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,12 +69,14 @@ def run_search(console: Console, request: SearchRequest) -> None:
 
 
 def _kind(request: SearchRequest) -> str:
-    """Tell vectors from codes by the store's ending; refuse options of the other kind."""
-    kind = KINDS.get(request.store.suffix)
-    if kind is None:
-        what = "not a store: it ends in none of .npy, .npz, .safetensors"
+    """Tell vectors from codes by ending and content; refuse options of the other kind."""
+    from sempa_mlx.encoder.sparse_store import holds_codes
+
+    if request.store.suffix not in ENDINGS:
+        what = f"not a store: it ends in none of {', '.join(ENDINGS)}"
         fix = "write one: sempa-mlx embed FILE"
         raise UsageError(Problem(what, str(request.store), fix=fix))
+    kind = SPARSE if holds_codes(request.store) else DENSE
     faults = []
     if kind == DENSE and request.sparse is not None:
         faults.append(Problem("--sparse names a coder, but the store holds vectors"))
@@ -81,6 +84,9 @@ def _kind(request: SearchRequest) -> str:
         faults.append(Problem("--post names a map of vectors, but the store holds codes"))
     if kind == SPARSE and request.precision is not None:
         faults.append(Problem("--precision names codes of vectors; the store holds sparse ones"))
+    if kind == DENSE and request.precision is not None and request.store.suffix != ".npy":
+        fix = "embed into a .npy: sempa-mlx embed FILE --precision " + request.precision
+        faults.append(Problem("--precision names codes beside a .npy", str(request.store), fix=fix))
     if request.rescore is not None and request.precision is None:
         faults.append(Problem("--rescore goes with --precision"))
     if faults:
@@ -133,22 +139,23 @@ def _search_vectors(console: Console, request: SearchRequest, queries: list[str]
     else:
         hits = codes.search(vectors, request.k, request.rescore or RESCORE)
     if texts is None:
-        lines = _source_lines(console, request.store, store.about, hits, count)
-        return Found(hits, count, lines)
+        return Found(hits, count, _known_lines(console, request.store, store, hits))
     return Found(hits, count, texts)
 
 
-def _source_lines(
-    console: Console, path: Path, about: dict[str, Any], hits: "list[Hits]", count: int
+def _known_lines(
+    console: Console, path: Path, store: "DenseStore", hits: "list[Hits]"
 ) -> "Mapping[int, str] | None":
-    """Return the lines found, from the file that was embedded, if they are what they were."""
+    """Return the lines found: those in the store, else those of the file that was embedded."""
     from sempa_mlx.encoder.line_ids import ids_path, lines_at, read_ids
 
-    source = about.get("source")
-    if source is None or not ids_path(path).is_file():
-        return None
     rows = [row for each in hits for row, _ in each]
-    found = lines_at(Path(source), rows, read_ids(path, count))
+    if store.texts is not None:
+        return {row: store.texts[row] for row in rows}
+    source, ids = store.about.get("source"), store.ids
+    if source is None or (ids is None and not ids_path(path).is_file()):
+        return None
+    found = lines_at(Path(source), rows, read_ids(path, len(store.vectors)) if ids is None else ids)
     if found is None:
         console.say(f"{source} is no longer what was embedded: --texts names the lines' file")
     return found

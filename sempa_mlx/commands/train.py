@@ -37,21 +37,35 @@ def run_train(console: Console, request: TrainRequest) -> None:
     resolved = _settings(request)
     console.say(f"settings: {resolved.origin}{_overrides(resolved)}")
     # mlx and mlx-lm take seconds to import, settings do not: say what was chosen first.
-    from sempa_mlx.encoder.coder_file import CODER_FILE
-    from sempa_mlx.run.folder import check_output
+    from sempa_mlx.run.folder import check_output, check_place, claimed
     from sempa_mlx.run.inputs import read_run_data
 
     config = resolved.config
-    check_output(
-        Path(config.output.path), force=request.force or request.dry_run, resume=request.resume
-    )
-    data = read_run_data(config)
+    if request.dry_run:
+        from sempa_mlx.commands.plan import show_plan
+
+        check_place(Path(config.output.path), config.model.name)
+        check_output(Path(config.output.path), force=True, resume=request.resume)
+        show_plan(console, resolved, _with_notes(console, read_run_data(config)))
+        return
+    with claimed(config, force=request.force, resume=request.resume) as remark:
+        if remark:
+            console.warn(remark)
+        data = _with_notes(console, read_run_data(config))
+        _train(console, config, data, resume=request.resume)
+
+
+def _with_notes(console: Console, data: "RunData") -> "RunData":
     for note in data.notes:
         console.warn(note)
-    if request.dry_run:
-        _show_plan(console, config, data)
-        return
-    run = train_and_show(console, config, data, resume=request.resume)
+    return data
+
+
+def _train(console: Console, config: SempaConfig, data: "RunData", *, resume: bool) -> None:
+    """Train, fit the coder of the settings, and print the outcome."""
+    from sempa_mlx.encoder.coder_file import CODER_FILE
+
+    run = train_and_show(console, config, data, resume=resume)
     document = run.summary() | {"output": str(run.folder)}
     folder, sparse = shlex.quote(str(run.folder)), ""
     if config.sparse.coder is not None and not run.world.rank:
@@ -82,10 +96,10 @@ def _settings(request: TrainRequest) -> Resolved:
     """Resolve the settings; a run that goes on starts from those in its folder."""
     source: str | Path | None = request.source
     if request.resume and source is None:
-        from sempa_mlx.run.folder import CONFIG_COPY, check_output
+        from sempa_mlx.run.folder import CONFIG_COPY, check_run
 
         folder = Path(request.flags.get("--adapter-path", ("", OutputConfig().path))[1])
-        check_output(folder, resume=True)
+        check_run(folder)
         source = folder / CONFIG_COPY
     return resolve_config(source, sets=request.sets, flags=request.flags)
 
@@ -111,6 +125,8 @@ def train_and_show(
         console.say(f"going on after step {run.progress.step}")
     if run.scorer.path == "plain" and config.train.scoring == "auto":
         console.warn("this model's layers cannot share prompts: plain scoring, about 2x slower")
+    if run.memory_remark:
+        console.warn(run.memory_remark)
     with stop_requests() as stop:
         with console.steps(run.trainer.num_steps) as show:
             _follow(console, run, show, stop)
@@ -193,24 +209,3 @@ def _shown(score: float | None) -> str:
 def _overrides(resolved: Resolved) -> str:
     given = [key for key, source in resolved.sources.items() if source.startswith("--")]
     return f", with {', '.join(given)} from the command line" if given else ""
-
-
-def _show_plan(console: Console, config: SempaConfig, data: "RunData") -> None:
-    """Print what a run would do; no model is loaded."""
-    from sempa_mlx.training.schedule import plan_steps
-
-    num_rows = len(data.records)
-    steps = len(plan_steps([0] * num_rows, config.train))
-    report = data.report
-    document = {
-        "config": config.model_dump(mode="json"),
-        "data": {"path": str(data.train.path), "rows": report.rows, "kept": report.kept},
-        "dev_pairs": len(data.dev_task.pairs),
-        "steps": steps,
-    }
-    console.document(document)
-    console.result(
-        f"{report.rows} rows read, {report.kept} kept ({report.format}); {steps} steps of "
-        f"{config.train.batch_size} pairs; dev: {len(data.dev_task.pairs)} pairs of "
-        f"{data.dev.label}; output: {config.output.path}\nnothing was started"
-    )

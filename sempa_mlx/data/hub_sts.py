@@ -177,7 +177,9 @@ def _test_files(repo: str, names: Sequence[str]) -> list[str]:
         raise DataError(Problem(what, repo, f"it has {', '.join(names)}"[:200]))
     if not text and find_spec("pyarrow") is None:
         what = "the test files are parquet, which pyarrow reads"
-        raise DataError(Problem(what, repo, ", ".join(tests)[:200], "pip install pyarrow"))
+        raise DataError(
+            Problem(what, repo, ", ".join(tests)[:200], "pip install 'sempa-mlx[parquet]'")
+        )
     return text or tests
 
 

@@ -7,7 +7,6 @@ What was once fetched is found again without a network.
 
 import shutil
 import tarfile
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
@@ -15,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from sempa_mlx.data.hub import NO_ROOM, fetch_file, no_room
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import cache_folder
+from sempa_mlx.files import cache_folder, staging
 
 HUB_REPO = "princeton-nlp/datasets-for-simcse"
 
@@ -161,15 +160,12 @@ def _senteval() -> Path | Problem:
 
 def _unpack(archive: Path, target: Path) -> Path:
     """Unpack the wanted members of a tar into `target`: all of them, or nothing at all."""
-    made = None
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        made = Path(tempfile.mkdtemp(prefix=".unpacking-", dir=target.parent))
-        with tarfile.open(archive, "r:") as tar:
+        with staging(target.parent) as made, tarfile.open(archive, "r:") as tar:
             for member, name in _wanted(tar, archive):
                 _write(tar, member, made / name)
-        made.chmod(0o755)
-        made.rename(target)
+            made.chmod(0o755)
+            made.rename(target)
     except (tarfile.TarError, ValueError, EOFError, OverflowError) as error:
         fix = f"delete {archive} and download it again"
         raise DataError(Problem(f"broken tar file: {error}", str(archive), fix=fix)) from error
@@ -178,9 +174,6 @@ def _unpack(archive: Path, target: Path) -> Path:
             raise no_room(_SENTEVAL_FILE, error) from error
         if not target.is_dir():  # else another process was quicker
             raise DataError(Problem(f"cannot be unpacked: {error}", str(archive))) from error
-    finally:
-        if made:
-            shutil.rmtree(made, ignore_errors=True)
     return target
 
 

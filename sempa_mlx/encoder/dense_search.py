@@ -2,22 +2,39 @@
 
 import json
 import mmap
+import operator
+import zipfile
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from struct import error as StructError
 from typing import Any
 
 import numpy as np
+from safetensors import SafetensorError
 
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.encoder.line_ids import read_ids
+from sempa_mlx.encoder.line_ids import ID_BYTES, read_ids
+from sempa_mlx.encoder.npy_file import read_npy
+from sempa_mlx.encoder.npz_file import read_npz
+from sempa_mlx.encoder.parquet_file import read_header, read_parquet
 from sempa_mlx.encoder.postprocess import at_unit_length
 from sempa_mlx.encoder.ranking import Hits, nearest_rows
 from sempa_mlx.encoder.reopen import origin
-from sempa_mlx.encoder.store import KnownLines, sidecar_path
+from sempa_mlx.encoder.safetensors_file import read_safetensors
+from sempa_mlx.encoder.spool import SpooledTexts, spool
+from sempa_mlx.encoder.store import KnownLines
+from sempa_mlx.encoder.text_files import read_csv, read_jsonl
+from sempa_mlx.encoder.vector_form import format_of, sidecar_path
 from sempa_mlx.errors import DataError, Problem, UsageError
 
 MADE_OF = ("vectors", "dtype", "normalize", "truncate_dim", "post")  # what vectors depend on
+INSIDE = ("npz", "safetensors", "parquet")  # formats that say themselves what made them
+DAMAGED = (
+    *(ValueError, KeyError, OSError, EOFError, NotImplementedError, StructError),
+    *(zipfile.BadZipFile, zlib.error, SafetensorError),
+)
 BLOCK_BYTES = 1 << 25  # of rows read together, and of their cosines
 
 
@@ -29,11 +46,15 @@ class DenseStore:
         vectors: (n, dim) float32; mapped from disk.
         about: what made them (`reopen.origin`).
         place: the file that says so.
+        ids: (n, 16) uint8, hashes of the lines; None where they stand in a file of their own.
+        texts: of formats that hold them.
     """
 
     vectors: np.ndarray = field(repr=False)
     about: dict[str, Any]
     place: Path
+    ids: np.ndarray | None = field(default=None, repr=False)
+    texts: SpooledTexts | None = field(default=None, repr=False)
 
     def search(self, queries: np.ndarray, k: int) -> list[Hits]:
         """Return the k rows nearest to each query by cosine, ties by row.
@@ -91,45 +112,84 @@ def let_go(vectors: np.ndarray, start: int, stop: int) -> None:
         mapped.madvise(mmap.MADV_DONTNEED, first, length)
 
 
-def read_dense(path: Path) -> DenseStore:
-    """Open what `embed_to_file` wrote as npy.
+def read_dense(path: Path, file_format: str | None = None) -> DenseStore:
+    """Open what `embed_to_file` wrote.
+
+    npy, npz and safetensors are mapped. The others are read into temporary files first, all of
+    them each time, and those are mapped.
+
+    Args:
+        path: of the file.
+        file_format: one of `FORMATS`; by default the one that its ending names.
 
     Raises:
-        DataError: there is no such file, it is not whole, or nothing beside it says what made it.
+        DataError: there is no such file, it is not whole, or nothing says what made it.
+        ResourceError: the disk of temporary files is full.
+        UsageError: it is parquet, whose package is not installed.
     """
-    beside = sidecar_path(path)
-    for part in (path, beside):
+    found = format_of(path, file_format)
+    place = path if found in INSIDE else sidecar_path(path)
+    for part in (path, place):
         if not part.is_file():
             fix = f"embed a file: sempa-mlx embed FILE -o {path}"
             raise DataError(Problem("no such file", str(part), fix=fix))
     try:
-        with np.errstate(over="ignore"):  # a shape beyond any file, refused below
-            vectors = np.lib.format.open_memmap(path, mode="r")
-        if vectors.ndim != 2 or vectors.dtype != np.float32:
-            raise ValueError("no matrix of float32")
-    except (ValueError, TypeError, OSError, EOFError) as error:
+        return _opened(path, found, place)
+    except DAMAGED as error:
         raise DataError(Problem(f"not a file of vectors ({error})", str(path))) from error
+
+
+def _opened(path: Path, file_format: str, place: Path) -> DenseStore:
+    if file_format == "npy":
+        vectors = read_npy(path)
+        return DenseStore(vectors, _about(place, path, vectors.shape), place)
+    if file_format in ("npz", "safetensors"):
+        read = read_npz if file_format == "npz" else read_safetensors
+        vectors, ids, header = read(path)
+        about = _about(place, path, vectors.shape, header)
+        if ids.shape != (len(vectors), ID_BYTES):
+            raise ValueError(f"hashes of {len(ids)} lines")
+        return DenseStore(vectors, about, place, ids)
+    about = _about(place, path, None, read_header(path) if file_format == "parquet" else None)
+    rows = {"jsonl": read_jsonl, "csv": read_csv, "parquet": read_parquet}[file_format]
+    spooled = spool(rows(path, about["dim"]), about["dim"])
+    _check_shape(about, place, path, spooled.vectors.shape)
+    return DenseStore(spooled.vectors, about, place, spooled.ids, spooled.texts)
+
+
+def _about(
+    place: Path, path: Path, shape: tuple[int, ...] | None, header: str | None = None
+) -> dict[str, Any]:
+    """Return what made a file; look whether it is of vectors of such a shape, if one is given."""
     try:
-        about = json.loads(beside.read_text(encoding="utf-8"))
-        said, _ = (about["count"], about["dim"]), about["normalize"]
+        about: dict[str, Any] = json.loads(header or place.read_text(encoding="utf-8"))
+        _, _ = (about["count"], operator.index(about["dim"])), about["normalize"]
     except (ValueError, KeyError, TypeError, OSError) as error:
         what = f"does not say what made {path.name} ({error!r})"
-        raise DataError(Problem(what, str(beside), fix="embed again")) from error
-    if said != vectors.shape:
-        what = f"belongs to {said[0]} vectors of {said[1]} numbers"
-        found = f"{path.name} has {vectors.shape[0]} of {vectors.shape[1]}"
-        raise DataError(Problem(what, str(beside), found, "embed again"))
-    return DenseStore(vectors, about, beside)
+        raise DataError(Problem(what, str(place), fix="embed again")) from error
+    if shape is not None:
+        _check_shape(about, place, path, shape)
+    return about
 
 
-def known_lines(encoder: Encoder, path: Path, adapter_path: Path | None) -> KnownLines:
+def _check_shape(about: dict[str, Any], place: Path, path: Path, shape: tuple[int, ...]) -> None:
+    count, dim = about["count"], about["dim"]
+    if (count, dim) != shape:
+        what = f"belongs to {count} vectors of {dim} numbers"
+        found = f"{path.name} has {shape[0]} of {shape[1]}"
+        raise DataError(Problem(what, str(place), found, "embed again"))
+
+
+def known_lines(
+    encoder: Encoder, path: Path, adapter_path: Path | None, file_format: str | None = None
+) -> KnownLines:
     """Open an earlier file of vectors, so that its lines need not be embedded again.
 
     Raises:
         DataError: it is no such file, not whole, or has no hashes of its lines.
         UsageError: another encoder made it; everything that differs is named.
     """
-    store = read_dense(path)
+    store = read_dense(path, file_format)
     now = origin(encoder, adapter_path)
     unlike = [name for name in MADE_OF if store.about.get(name) != now[name]]
     if unlike:
@@ -140,4 +200,5 @@ def known_lines(encoder: Encoder, path: Path, adapter_path: Path | None) -> Know
             ],
             state="its vectors cannot be kept; --force embeds all lines anew",
         )
-    return KnownLines(store.vectors, read_ids(path, len(store.vectors)))
+    ids = read_ids(path, len(store.vectors)) if store.ids is None else store.ids
+    return KnownLines(store.vectors, ids)

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from sempa_mlx.data.readers import read_lines
+from sempa_mlx.encoder.mapped_array import map_array
 from sempa_mlx.errors import DataError, Problem
 
 ID_BYTES = 16
@@ -36,7 +37,7 @@ def read_ids(out: Path, count: int) -> np.ndarray:
     """
     path = ids_path(out)
     try:
-        found = np.lib.format.open_memmap(path, mode="r")
+        found = map_array(path)
     except (OSError, ValueError, TypeError, EOFError) as error:
         what = f"no ids of the lines ({error})"
         raise DataError(Problem(what, str(path), fix="embed the file again")) from error

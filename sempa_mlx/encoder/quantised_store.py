@@ -17,9 +17,10 @@ from typing import Any
 import numpy as np
 
 from sempa_mlx.encoder.dense_search import DenseStore, let_go
+from sempa_mlx.encoder.mapped_array import map_array
 from sempa_mlx.encoder.ranking import Hits, best_rows, nearest_rows
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import replacing
+from sempa_mlx.files import replacing_together
 
 PRECISIONS = ("int8", "binary")
 RESCORE = 8  # candidates for each hit that is wanted
@@ -111,7 +112,7 @@ def quantise(store: DenseStore, path: Path, precision: str) -> Path:
     out = codes_path(path, precision)
     width = len(middle) if precision == "int8" else -(-len(middle) // 8)
     dtype = np.int8 if precision == "int8" else np.uint8
-    with replacing(out) as temporary, replacing(_about_path(out)) as about:
+    with replacing_together(out, _about_path(out)) as (temporary, about):
         with temporary.open("wb") as handle:
             header = {"descr": np.dtype(dtype).str, "fortran_order": False}
             shape = {"shape": (len(store.vectors), width)}
@@ -134,7 +135,7 @@ def read_quantised(store: DenseStore, path: Path, precision: str) -> QuantisedSt
     out = codes_path(path, precision)
     fix = f"make them: sempa-mlx embed FILE --update --precision {precision}"
     try:
-        codes = np.lib.format.open_memmap(out, mode="r")
+        codes = map_array(out)
         about: dict[str, Any] = json.loads(_about_path(out).read_text(encoding="utf-8"))
         said = [about[name] for name in ("precision", "count", "dim", "vectors", "ids")]
         middle, step = (np.array(about[name], dtype=np.float32) for name in ("middle", "step"))

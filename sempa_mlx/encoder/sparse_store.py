@@ -22,10 +22,13 @@ from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from safetensors import SafetensorError
 
-from sempa_mlx.encoder.store import sidecar_path
+from sempa_mlx.encoder import npz_file, safetensors_file
+from sempa_mlx.encoder.mapped_array import plain_errors
+from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import replacing, write_text
+from sempa_mlx.files import replacing_together
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -86,15 +89,15 @@ def write_store(path: Path, store: SparseStore, file_format: str) -> Path:
     count, latents = store.codes.shape
     facts = {"format": FORMAT, "count": count, "latents": latents, "digest": _digest(arrays)}
     header = json.dumps({**store.about, **facts}, indent=2, ensure_ascii=False) + "\n"
-    with replacing(path) as temporary:
+    sidecar = sidecar_path(path)
+    with replacing_together(path, sidecar) as (temporary, about):
         if file_format == "npz":
             with temporary.open("wb") as handle:
                 np.savez(handle, allow_pickle=False, header=_bytes(header), **arrays)
         else:
             # `save_file` would leave it readable by its owner alone.
             temporary.write_bytes(save(arrays, metadata={_KEY: header}))
-    sidecar = sidecar_path(path)
-    write_text(sidecar, header)
+        about.write_text(header, encoding="utf-8")
     return sidecar
 
 
@@ -104,8 +107,6 @@ def read_store(path: Path) -> SparseStore:
     Raises:
         DataError: there is no such file, it is not whole, or holds something else.
     """
-    from safetensors import SafetensorError
-
     if not path.is_file():
         fix = f"embed a file: sempa-mlx embed FILE --sparse CODER -o {path}"
         raise DataError(Problem("no such file", str(path), fix=fix))
@@ -121,6 +122,24 @@ def read_store(path: Path) -> SparseStore:
         return SparseStore(_codes(arrays), about, _texts(arrays))
     except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError, MemoryError) as error:
         raise DataError(Problem(f"not a store of codes ({error})", str(path))) from error
+
+
+def holds_codes(path: Path) -> bool:
+    """Tell a `.npz` or `.safetensors` of codes from one of vectors; other endings hold no codes.
+
+    Raises:
+        DataError: there is no such file, or it is not whole.
+    """
+    if path.suffix.removeprefix(".") not in FORMS:
+        return False
+    if not path.is_file():
+        fix = f"embed a file: sempa-mlx embed FILE -o {path}"
+        raise DataError(Problem("no such file", str(path), fix=fix))
+    try:
+        return not (npz_file if _is_zip(path) else safetensors_file).holds_vectors(path)
+    except (zipfile.BadZipFile, SafetensorError, OSError, ValueError) as error:
+        what = f"neither vectors nor codes ({error})"
+        raise DataError(Problem(what, str(path), fix="embed the file again")) from error
 
 
 def _arrays(store: SparseStore) -> dict[str, np.ndarray]:
@@ -167,7 +186,7 @@ def _is_zip(path: Path) -> bool:
 
 def _read_npz(path: Path) -> tuple[dict[str, np.ndarray], str]:
     # Opened here: numpy leaves the file open when it is no zip file.
-    with path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
+    with plain_errors(), path.open("rb") as handle, np.load(handle, allow_pickle=False) as file:
         if any(part.compress_type != zipfile.ZIP_STORED for part in file.zip.infolist()):
             raise ValueError("its parts are compressed, which no store's are")  # may blow up
         arrays = dict(file)

@@ -7,7 +7,7 @@ output takes its place only when it is whole. Beside it stands a JSON file that 
 import hashlib
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -16,12 +16,23 @@ import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.line_ids import ids_path, line_ids
+from sempa_mlx.encoder.npy_file import write_npy
+from sempa_mlx.encoder.npz_file import write_npz
+from sempa_mlx.encoder.parquet_file import write_parquet
 from sempa_mlx.encoder.ranking import Hits, nearest_rows
 from sempa_mlx.encoder.reopen import origin
-from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import replacing
+from sempa_mlx.encoder.safetensors_file import write_safetensors
+from sempa_mlx.encoder.text_files import write_csv, write_jsonl, write_jsonl_file
+from sempa_mlx.encoder.vector_form import Header, Window, sidecar_path
+from sempa_mlx.files import replacing_together
 
-FORMATS = ("npy", "jsonl")
+WRITERS: dict[str, Callable[[Path, Iterable[Window], int, Header], None]] = {
+    "npz": write_npz,
+    "jsonl": write_jsonl_file,
+    "csv": write_csv,
+    "safetensors": write_safetensors,
+    "parquet": write_parquet,
+}
 WINDOW = 8192  # texts read, deduplicated and sorted by length together
 
 
@@ -33,7 +44,7 @@ class Embedded:
     """
 
     path: Path
-    sidecar: Path | None
+    sidecar: Path
     count: int
     dim: int
     num_truncated: int
@@ -42,10 +53,12 @@ class Embedded:
 
 @dataclass(slots=True)
 class Tally:
-    """What is counted while windows stream by."""
+    """What is counted while windows stream by, and a hash over the hashes of their texts."""
 
+    count: int = 0
     num_truncated: int = 0
     num_kept: int = 0
+    ids: Any = field(default_factory=hashlib.sha256, repr=False)
 
 
 class KnownLines:
@@ -61,28 +74,6 @@ class KnownLines:
         return [self._rows.get(bytes(each)) for each in ids]
 
 
-def format_of(path: Path, wanted: str | None, formats: Sequence[str] = FORMATS) -> str:
-    """Return the output format: the one asked for, else the one the file's ending names.
-
-    Raises:
-        UsageError: the ending or the name is not known.
-    """
-    name = wanted or path.suffix.removeprefix(".")
-    if name not in formats:
-        raise UsageError(
-            Problem(f"unknown output format `{name}`", fix=f"--format {' or '.join(formats)}")
-        )
-    return name
-
-
-def sidecar_path(out: Path) -> Path:
-    """Return where the description of a file stands: `x.json` for `x.npy`, else `x.npz.json`.
-
-    So vectors and codes of one text file can lie side by side.
-    """
-    return out.with_name(out.name.removesuffix(".npy") + ".json")
-
-
 def embed_to_file(  # noqa: PLR0913 - one value each
     encoder: Encoder,
     texts: Iterable[str],
@@ -95,13 +86,13 @@ def embed_to_file(  # noqa: PLR0913 - one value each
     batch_tokens: int = 4096,
     on_progress: Callable[[int], None] | None = None,
 ) -> Embedded:
-    """Embed texts in order into `out`; beside npy, a sidecar and the hashes of the lines.
+    """Embed texts in order into `out`; beside it, what made it (`vector_form`).
 
     Args:
         encoder: makes the vectors.
         texts: any number of texts; read once, window by window.
         out: the file to write.
-        file_format: `npy` (one float32 array, (n, dim)) or `jsonl` (a text and its vector a line).
+        file_format: one of `FORMATS`.
         adapter_path: where the adapter lies; the sidecar says so, and `search` finds it there.
         source: the file the texts are the lines of; the sidecar says so, and `search` reads it.
         known: lines that need not be embedded again, made by the same encoder.
@@ -113,18 +104,23 @@ def embed_to_file(  # noqa: PLR0913 - one value each
         ResourceError: the disk is full or not writable; nothing is written.
     """
     tally = Tally()
-    parts = windows(encoder, texts, batch_tokens, on_progress, tally, known)
-    if file_format == "jsonl":
-        with replacing(out) as temporary, temporary.open("w", encoding="utf-8") as handle:
-            count = write_jsonl(handle, parts)
-        return Embedded(out, None, count, encoder.dim, tally.num_truncated, tally.num_kept)
+    parts = _counted(windows(encoder, texts, batch_tokens, on_progress, tally, known), tally)
+
+    def header() -> str:
+        facts = {"count": tally.count, "ids": tally.ids.hexdigest()[:16]}
+        facts["source"] = source and str(source.resolve())
+        return sidecar_text(encoder, facts, adapter_path)
+
     sidecar = sidecar_path(out)
-    # All three are whole before the first takes its place.
-    with replacing(out) as vectors, replacing(ids_path(out)) as ids, replacing(sidecar) as about:
-        count, digest = _write_npy(vectors, ids, parts, encoder.dim)
-        facts = {"count": count, "ids": digest, "source": source and str(source.resolve())}
-        about.write_text(sidecar_text(encoder, facts, adapter_path), encoding="utf-8")
-    return Embedded(out, sidecar, count, encoder.dim, tally.num_truncated, tally.num_kept)
+    beside = (sidecar, ids_path(out)) if file_format == "npy" else (sidecar,)
+    with replacing_together(out, *beside) as (vectors, about, *ids):
+        if ids:
+            write_npy(vectors, ids[0], parts, encoder.dim)
+        else:
+            WRITERS[file_format](vectors, parts, encoder.dim, header)
+        about.write_text(header(), encoding="utf-8")
+    found = (tally.count, encoder.dim, tally.num_truncated, tally.num_kept)
+    return Embedded(out, sidecar, *found)
 
 
 def embed_for_others(encoder: Encoder, texts: Iterable[str], *, batch_tokens: int = 4096) -> None:
@@ -143,7 +139,8 @@ def embed_to_stream(
 ) -> int:
     """Embed texts in order onto a stream as jsonl; return how many texts were cut."""
     tally = Tally()
-    write_jsonl(stream, windows(encoder, texts, batch_tokens, on_progress, tally))
+    parts = windows(encoder, texts, batch_tokens, on_progress, tally)
+    write_jsonl(stream, _counted(parts, tally))
     return tally.num_truncated
 
 
@@ -184,46 +181,13 @@ def _filled(
     return found
 
 
-def _write_npy(
-    path: Path, ids: Path, windows: Iterable[tuple[list[str], np.ndarray]], dim: int
-) -> tuple[int, str]:
-    """Write a growing array and its lines' hashes; return their count and a digest of the hashes.
-
-    numpy pads its header, so the final count fits over the first one.
-    """
-    count = 0
-    hashes = [line_ids([])]
-    with path.open("wb") as handle:
-        _npy_header(handle, 0, dim)
-        start = handle.tell()
-        for texts, vectors in windows:
-            handle.write(np.ascontiguousarray(vectors, dtype="<f4").tobytes())
-            hashes.append(line_ids(texts))
-            count += len(vectors)
-        handle.seek(0)
-        _npy_header(handle, count, dim)
-        if handle.tell() != start:
-            raise RuntimeError("numpy changed the length of its header")
-    joined = np.concatenate(hashes)
-    with ids.open("wb") as handle:
-        np.save(handle, joined, allow_pickle=False)
-    return count, hashlib.sha256(joined.tobytes()).hexdigest()[:16]
-
-
-def _npy_header(handle: IO[bytes], count: int, dim: int) -> None:
-    header = {"descr": "<f4", "fortran_order": False, "shape": (count, dim)}
-    np.lib.format.write_array_header_1_0(handle, header)
-
-
-def write_jsonl(handle: IO[str], windows: Iterable[tuple[list[str], np.ndarray]]) -> int:
-    """Write `{"text", "embedding"}` a line; numbers keep float32's full precision."""
-    count = 0
-    for texts, vectors in windows:
-        for text, vector in zip(texts, vectors, strict=True):
-            row: dict[str, Any] = {"text": text, "embedding": [float(str(v)) for v in vector]}
-            handle.write(json.dumps(row, ensure_ascii=False) + "\n")
-        count += len(texts)
-    return count
+def _counted(parts: Iterable[tuple[list[str], np.ndarray]], tally: Tally) -> Iterator[Window]:
+    """Hash the texts of each window, and count them."""
+    for texts, vectors in parts:
+        ids = line_ids(texts)
+        tally.ids.update(ids.tobytes())
+        tally.count += len(texts)
+        yield Window(texts, vectors, ids)
 
 
 def sidecar_text(encoder: Encoder, facts: dict[str, Any], adapter_path: Path | None = None) -> str:

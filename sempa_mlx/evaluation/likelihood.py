@@ -1,6 +1,5 @@
 """Log-likelihoods of continuations: each prompt is run once, its continuations branch off."""
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,7 +10,7 @@ import numpy as np
 from sempa_mlx.data.batching import group_by_length
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.forward import common_prefix
-from sempa_mlx.model.head import judged_targets, text_model
+from sempa_mlx.model.head import judged_targets, max_positions
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.scoring import Scorer, choose_scoring
 
@@ -59,7 +58,7 @@ class LikelihoodRows:
             UsageError: `scoring` is `shared` and the model does not fit.
         """
         self._model = loaded.model
-        longest = max_positions(loaded)
+        longest = max_positions(loaded.model)
         fitting = [_cut_left(row, longest) for row in rows]
         self.num_cut = sum(before != after for before, after in zip(rows, fitting, strict=True))
         scorer = _choose(loaded, fitting, scoring)
@@ -86,12 +85,6 @@ class LikelihoodRows:
 
 
 _Batch = tuple[Scorer, list[int], list[TokenRow]]
-
-
-def max_positions(loaded: LoadedModel) -> float:
-    """Return how many tokens the model takes, by its own settings; infinity if they do not say."""
-    known = getattr(text_model(loaded.model).args, "max_position_embeddings", None)
-    return known or math.inf
 
 
 def _cut_left(row: TokenRow, longest: float) -> TokenRow:

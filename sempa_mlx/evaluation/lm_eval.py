@@ -20,11 +20,12 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from sempa_mlx.errors import DataError, Problem, UsageError
 from sempa_mlx.evaluation.benchmarks import Figure
-from sempa_mlx.evaluation.likelihood import BATCH_TOKENS, LikelihoodRows, max_positions
+from sempa_mlx.evaluation.likelihood import BATCH_TOKENS, LikelihoodRows
 from sempa_mlx.evaluation.means import Mean
 from sempa_mlx.evaluation.worked import MAX_TOKENS
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.generate import continue_greedily
+from sempa_mlx.model.head import max_positions
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.lora import dialled
 
@@ -61,7 +62,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     @property
     def max_length(self) -> int:
         """Return how many tokens the model takes."""
-        known = max_positions(self._loaded)
+        known = max_positions(self._loaded.model)
         return DEFAULT_POSITIONS if math.isinf(known) else int(known)
 
     @property
@@ -76,7 +77,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         begin = self.tokenizer.bos_token
         if add_special_tokens is None:
             add_special_tokens = not (begin and string.startswith(begin))
-        encoded = self.tokenizer(string, add_special_tokens=add_special_tokens, verbose=False)
+        encoded = self.tokenizer(string, add_special_tokens=add_special_tokens)
         return list(encoded["input_ids"])
 
     def apply_chat_template(

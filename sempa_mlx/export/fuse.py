@@ -17,7 +17,7 @@ from mlx.utils import tree_unflatten
 from mlx_lm.utils import quantize_model, save_model
 
 from sempa_mlx import runtime
-from sempa_mlx.errors import ModelError, Problem, ResourceError, UsageError
+from sempa_mlx.errors import ModelError, Problem, UsageError
 from sempa_mlx.export.adapted import NOTHING, open_adapted
 from sempa_mlx.export.logit_check import (
     LogitCheck,
@@ -211,15 +211,8 @@ def _quantise(model: nn.Module, config: dict[str, Any], plan: FusePlan) -> dict[
 
 
 def write_weights(loaded: LoadedModel, config: dict[str, Any], folder: Path) -> None:
-    """Write a model's weights and config into a folder that is there.
-
-    Raises:
-        ResourceError: the disk is full.
-    """
-    try:
-        save_model(folder, loaded.model)
-    except RuntimeError as error:
-        raise ResourceError(f"cannot write the weights: {error}", state=NOTHING) from error
+    """Write a model's weights and config into a folder that is there."""
+    save_model(folder, loaded.model)
     text = json.dumps(config, indent=2, sort_keys=True) + "\n"
     (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
 

@@ -103,7 +103,7 @@ def write_gguf_base(file: Path, folder: Path) -> Path:
             "model.safetensors": lambda path: mx.save_safetensors(
                 str(path), weights, metadata={"format": "mlx"}
             ),
-            "config.json": lambda path: path.write_text(config),
+            "config.json": lambda path: path.write_text(config, encoding="utf-8"),
         },
     )
     build_tokenizer(gguf.metadata).save_pretrained(folder)

@@ -50,10 +50,12 @@ vectors = Encoder.load(snapshot_download("{repo}")).encode(["A cat sleeps on the
 ```python
 from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer("{repo}").encode(["A cat sleeps on the warm stone."])
+vectors = SentenceTransformer("{repo}"{cut}).encode(["A cat sleeps on the warm stone."])
 ```""",
 }
 _LIBRARIES = {"peft": "peft", "sentence-transformers": "sentence-transformers"}
+_TAGS = {"mlx": ["mlx"], "sentence-transformers": ["sentence-transformers", "feature-extraction"]}
+_MERGED = ("fused", "sentence-transformers")  # base and adapter are one set of weights
 _TASKS = {"fused": "text-generation", "sentence-transformers": "sentence-similarity"}
 
 
@@ -72,6 +74,7 @@ class CardFacts:
         metric: name of the score that chose the adapter.
         scores: (step, score as shown) of the evaluations of the run.
         notes: further sentences, such as how the export was verified.
+        truncate_dim: length that vectors are cut to, if they are.
     """
 
     form: str
@@ -84,16 +87,18 @@ class CardFacts:
     metric: str = ""
     scores: Sequence[tuple[int, str]] = ()
     notes: Sequence[str] = ()
+    truncate_dim: int | None = None
 
 
 def model_card(facts: CardFacts) -> str:
     """Write the card as Markdown with the Hub's header."""
+    cut = "" if facts.truncate_dim is None else f", truncate_dim={facts.truncate_dim}"
     parts = [
         f"---\n{_header(facts)}---",
         f"# {facts.repo.rpartition('/')[2]}",
         f"{INTRO} by sempa-mlx {__version__}.",
         "## Use",
-        _USES[facts.form].format(repo=facts.repo, model=facts.model),
+        _USES[facts.form].format(repo=facts.repo, model=facts.model, cut=cut),
         "## Base",
         f"`{facts.base}`" if facts.base else "A local model; its name was not given.",
         f"Adapter scale: {facts.scale:g} (0 is the base, 1 the adapter as trained).",
@@ -105,14 +110,15 @@ def model_card(facts: CardFacts) -> str:
 
 
 def _header(facts: CardFacts) -> str:
+    library = _LIBRARIES.get(facts.form, "mlx")
     header: dict[str, object] = {
-        "library_name": _LIBRARIES.get(facts.form, "mlx"),
+        "library_name": library,
         "pipeline_tag": _TASKS.get(facts.form, "feature-extraction"),
-        "tags": ["sempa", "sentence-embeddings", "mlx", "dpo"],
+        "tags": ["sempa", "sentence-embeddings", *_TAGS.get(library, ()), "dpo"],
     }
     if facts.base:
         header["base_model"] = facts.base
-        header["base_model_relation"] = "finetune" if facts.form == "fused" else "adapter"
+        header["base_model_relation"] = "finetune" if facts.form in _MERGED else "adapter"
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
 
 

@@ -93,7 +93,9 @@ def export_peft(
                 WEIGHTS_FILE: lambda path: mx.save_safetensors(
                     str(path), tensors, metadata={"format": "pt"}
                 ),
-                CONFIG_FILE: lambda path: path.write_text(json.dumps(config, indent=2) + "\n"),
+                CONFIG_FILE: lambda path: path.write_text(
+                    json.dumps(config, indent=2) + "\n", encoding="utf-8"
+                ),
             },
         )
     is_gguf = opened.loaded.location.path.suffix == ".gguf"

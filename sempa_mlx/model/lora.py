@@ -190,7 +190,9 @@ def save_adapter(
             WEIGHTS_FILE: lambda path: mx.save_safetensors(
                 str(path), weights, metadata={"format": "mlx"}
             ),
-            CONFIG_FILE: lambda path: path.write_text(json.dumps(config, indent=2) + "\n"),
+            CONFIG_FILE: lambda path: path.write_text(
+                json.dumps(config, indent=2) + "\n", encoding="utf-8"
+            ),
         },
     )
 
@@ -212,7 +214,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         )
     place = str(folder / CONFIG_FILE)
     try:
-        config = json.loads((folder / CONFIG_FILE).read_text())
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
         rank, scale = config["lora_parameters"]["rank"], config["lora_parameters"]["scale"]
         whole = isinstance(config["num_layers"], int) and isinstance(rank, int)
         if not (whole and isinstance(scale, int | float)):

@@ -45,7 +45,6 @@ def _encode(
         list(texts),
         add_special_tokens=special,
         split_special_tokens=as_text,
-        verbose=False,  # rows that are too long are counted and told of by us
     )
     return [list(ids) for ids in encoded["input_ids"]]
 

@@ -203,11 +203,8 @@ def _end_label(line: Line) -> str:
 
 def _end_labels(frame: _Frame, lines: Sequence[Line]) -> list[Markup]:
     """Name lines at their ends, from top to bottom, moved apart where they would overlap."""
-    ends = (
-        sorted((frame.y(last[1]), line) for line in lines if line.label and (last := _last(line)))
-        if len(lines) > 1
-        else []
-    )
+    named = [(frame.y(last[1]), line) for line in lines if line.label and (last := _last(line))]
+    ends = sorted(named, key=lambda end: end[0]) if len(lines) > 1 else []
     heights = [y for y, _ in ends]
     for index, (above, below) in enumerate(pairwise(heights)):
         heights[index + 1] = max(below, above + LINE_GAP)

@@ -20,6 +20,8 @@ FREE = frozenset(
         "data.limit",
         "objective.kl_text",
         "train.iters",
+        "train.micro_batch_tokens",  # cut the same sum another way, for want of memory
+        "train.grad_checkpoint",
         "eval.data",
         "eval.pairs",
         "eval.patience",

@@ -20,6 +20,7 @@ from sempa_mlx.run.joint_coder import attach_coder
 from sempa_mlx.run.selection import DevEvaluation
 from sempa_mlx.run.terms import preference_term, training_terms
 from sempa_mlx.run.training_run import TrainingRun
+from sempa_mlx.training.memory import check_peak
 from sempa_mlx.training.trainer import EXACT, Trainer
 from sempa_mlx.world import World
 
@@ -32,11 +33,12 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
     Raises:
         ModelError: the model cannot be loaded, or a coder to start from does not fit it.
         DataError: no row fits `model.max_tokens`.
+        ResourceError: a step would take more memory than there is.
     """
     started = time.perf_counter()
     world = world or World()
     loaded = load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype)
-    tokenized = _tokenize(config, data.records, loaded, str(data.train.path))
+    tokenized = tokenize_rows(config, data.records, loaded, str(data.train.path))
     attach(loaded.model, config.lora, config.train.seed)
     scorer = choose_scoring(
         loaded.model,
@@ -56,6 +58,8 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         tolerance=EXACT if loaded.dtype == mx.float32 else ROUNDED,
         world=world,
     )
+    expected_peak_gb = trainer.estimate_peak_gb()
+    remark = check_peak(expected_peak_gb)
     return TrainingRun(
         config,
         data,
@@ -67,16 +71,22 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         run_identity(config, loaded, tokenized.rows, data, coder.digest if coder else ""),
         len(tokenized.rows),
         tokenized.num_too_long,
-        trainer.estimate_peak_gb(),
+        expected_peak_gb,
+        remark,
         world,
         coder,
         started,
     )
 
 
-def _tokenize(
+def tokenize_rows(
     config: SempaConfig, records: Sequence[PreferenceRecord], loaded: LoadedModel, place: str
 ) -> TokenizedPreferences:
+    """Tokenise the rows that fit; `place` is where they are from.
+
+    Raises:
+        DataError: none fits.
+    """
     tokenized = tokenize_preferences(records, loaded.tokenizer, config.model.max_tokens)
     if not tokenized.rows:
         raise DataError(
@@ -96,7 +106,7 @@ def _evaluation(
     """Return what scores the model; validation rows share prompts of their own."""
     validation = None
     if data.dev_records:
-        rows = _tokenize(config, data.dev_records, loaded, str(config.data.dev)).rows
+        rows = tokenize_rows(config, data.dev_records, loaded, str(config.data.dev)).rows
         scorer: Scorer = choose_scoring(loaded.model, rows, loaded.dtype, config.train.scoring)
         validation = preference_term(config, loaded, rows, scorer)
     return DevEvaluation(encoder, data.dev_task, config.eval, validation)

@@ -6,6 +6,7 @@ checkpoint from time to time: a run that is stopped leaves the best adapter so f
 
 import json
 import math
+import shlex
 import shutil
 import time
 from collections.abc import Callable, Iterator
@@ -21,7 +22,9 @@ from sempa_mlx.config import SempaConfig
 from sempa_mlx.config_resolve import dump_config
 from sempa_mlx.encoder.coder_file import CODER_FILE
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.errors import ResourceError
 from sempa_mlx.files import write_text
+from sempa_mlx.memory import out_of_memory
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.lora import save_adapter, trained_weights
 from sempa_mlx.model.scoring import Scorer
@@ -32,7 +35,9 @@ from sempa_mlx.run.selection import DevEvaluation, best_scale
 from sempa_mlx.run.trackers import Tracker, numbers, tracking
 from sempa_mlx.training.checkpoint import Checkpoint, save_checkpoint
 from sempa_mlx.training.events import DialSearched, Evaluated, Event, StepDone, StepSkipped
-from sempa_mlx.training.trainer import Progress, Trainer, count_parameters
+from sempa_mlx.training.memory import SMALLER
+from sempa_mlx.training.step_folders import newest_first
+from sempa_mlx.training.trainer import Progress, Trainer, count_parameters, micro_batch_tokens
 from sempa_mlx.world import World
 
 
@@ -51,6 +56,7 @@ class TrainingRun:
     num_rows: int
     num_too_long: int
     expected_peak_gb: float
+    memory_remark: str
     world: World = field(default_factory=World)
     coder: JointCoder | None = None
     started: float = field(default_factory=time.perf_counter)
@@ -98,7 +104,20 @@ class TrainingRun:
 
         `should_stop` is asked after each: then a checkpoint is written, `is_stopped` set, and no
         more events come.
+
+        Raises:
+            RunError: training diverged, or a self-check failed.
+            ResourceError: memory or disk do not suffice. Earlier checkpoints are kept.
         """
+        try:
+            yield from self._events(should_stop)
+        except (MemoryError, RuntimeError) as error:
+            shortage = self._shortage(error)
+            if shortage is None:
+                raise
+            raise shortage from error
+
+    def _events(self, should_stop: Callable[[], bool]) -> Iterator[Event]:
         settings = self.config.model_dump(mode="json")
         tracker = None if self.world.rank else self.config.output.report_to
         with self._log() as log, tracking(tracker, self.folder, settings) as track:
@@ -116,6 +135,20 @@ class TrainingRun:
                 yield found
         if not self.world.rank:
             write_text(self.folder / RESULTS_FILE, json.dumps(self.summary(), indent=2) + "\n")
+
+    def _shortage(self, error: Exception) -> ResourceError | None:
+        """Return what to do about a shortage of memory; None if the error is no such thing."""
+        fewer = max(micro_batch_tokens(self.config.train) // 2, 64)
+        folder = shlex.quote(str(self.folder))
+        again = f"sempa-mlx train --resume --adapter-path {folder}"
+        found = self.folder / CHECKPOINTS
+        steps = newest_first(found) if found.is_dir() else []
+        return out_of_memory(
+            error,
+            f"not enough memory in step {self.progress.step + 1}",
+            fix=f"{SMALLER}; such as: {again} --set train.micro_batch_tokens={fewer}",
+            state=f"kept: {steps[0]}" if steps else "there is no checkpoint yet",
+        )
 
     def _log(self) -> Any:  # noqa: ANN401 - a file, or nothing for processes that write nothing
         """Open the metrics: behind the lines that belong to the steps done, if any."""

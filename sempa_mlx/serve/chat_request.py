@@ -84,7 +84,7 @@ def _max_tokens(fields: Fields) -> int | None:
 
 def _stops(fields: Fields, max_stops: int) -> tuple[str, ...]:
     value = fields.value("stop")
-    stops = [value] if isinstance(value, str) else value or []
+    stops = [value] if isinstance(value, str) else [] if value is None else value
     if is_list_of(is_text, stops) and all(stops) and len(stops) <= max_stops:
         return tuple(stops)
     fields.fault("stop", f"must be a text or up to {max_stops} texts that are not empty")

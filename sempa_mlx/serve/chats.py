@@ -8,7 +8,7 @@ from mlx_lm.generate import BatchGenerator
 
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.lora import dialled
-from sempa_mlx.serve.sampling import Draw
+from sempa_mlx.model.sampling import Draw
 from sempa_mlx.serve.text_stream import TextStream
 
 PREFILL_TOKENS = 256  # of a prompt a step, so that embeddings need not wait for a long one

@@ -52,7 +52,8 @@ def _inputs(fields: Fields, max_inputs: int) -> tuple[Input, ...]:
         if is_list_of(is_whole, value):
             return (tuple(value),)
         if len(value) > max_inputs:
-            fields.fault("input", f"may have at most {max_inputs} texts, not {len(value)}")
+            what = f"may have at most {max_inputs} texts, not {len(value)}: send several requests"
+            fields.fault("input", what)
             return ()
         if is_list_of(is_text, value):
             return tuple(value)

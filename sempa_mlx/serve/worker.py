@@ -8,8 +8,8 @@ import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.errors import ModelError
-from sempa_mlx.evaluation.likelihood import max_positions
 from sempa_mlx.model.generate import batches_exactly
+from sempa_mlx.model.head import max_positions
 from sempa_mlx.model.lora import adapter_fingerprint, dialled
 from sempa_mlx.model.prompts import ChatRenderer, tokenize_bare, tokenize_texts
 from sempa_mlx.serve.chat_request import ChatRequest
@@ -45,7 +45,7 @@ class Worker:
         self._renderer = ChatRenderer(self._loaded.tokenizer)
         self._batches: dict[float, ChatBatch] = {}
         self._max_tokens = encoder.settings.max_tokens
-        self.context = int(min(limits.context_tokens, max_positions(self._loaded)))
+        self.context = int(min(limits.context_tokens, max_positions(self._loaded.model)))
         self.has_adapter = adapter_fingerprint(self._loaded.model) is not None
         self.chat_rows = 1
 

@@ -93,7 +93,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
 
     Raises:
         ResourceError: the disk is full or cannot be written to.
-        RunError: what was read back is not what was written.
+        RunError: the disk is broken, or what was read back is not what was written.
         UsageError: the folder is a symbolic link.
         TypeError: the state is no plain JSON.
     """

@@ -13,8 +13,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sempa_mlx.errors import Problem, ResourceError, UsageError
-from sempa_mlx.runtime import free_disk_gb
+from sempa_mlx.disk import FULL, kind_of, room
+from sempa_mlx.errors import Problem, SempaError, UsageError
+from sempa_mlx.files import is_running
 
 INTACT = "earlier checkpoints are intact"
 
@@ -62,6 +63,7 @@ def staged(target: Path) -> Iterator[Path]:
 
     Raises:
         ResourceError: the disk is full or cannot be written to; nothing of the new folder is left.
+        RunError: the disk is broken; likewise.
         UsageError: the folder that both are in is a symbolic link.
     """
     stage = _stage_of(target)
@@ -96,7 +98,7 @@ def remove_leftovers(folder: Path) -> None:
     with suppress(OSError):
         for path in list(folder.iterdir()):
             owner = _STAGE_NAME.fullmatch(path.name)
-            if owner and not _is_another_running(int(owner[1])):
+            if owner and (int(owner[1]) == os.getpid() or not is_running(int(owner[1]))):
                 _delete(path)
 
 
@@ -132,19 +134,15 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _disk_error(target: Path, error: OSError) -> ResourceError:
-    is_full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    try:
-        there = next(parent for parent in target.parents if parent.is_dir())
-        evidence = f"{free_disk_gb(str(there)):.2f} GB free on this disk"
-    except OSError:
-        evidence = ""
-    return ResourceError(
+def _disk_error(target: Path, error: OSError) -> SempaError:
+    return kind_of(error)(
         Problem(
             f"cannot write the checkpoint ({error.strerror or error})",
             place=str(target),
-            evidence=evidence,
-            fix="make room, then resume" if is_full else "check the disk and its permissions",
+            evidence=room(target),
+            fix="make room, then resume"
+            if error.errno in FULL
+            else "check the disk and its permissions",
         ),
         state=INTACT,
     )
@@ -162,15 +160,3 @@ def _delete(path: Path) -> None:
         shutil.rmtree(path, ignore_errors=True)
     else:
         path.unlink()
-
-
-def _is_another_running(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:  # somebody else's
-        return True
-    return True

@@ -260,7 +260,7 @@ def test_parquet_alone_needs_pyarrow(faked, monkeypatch):
     repository = faked(**{"en-de/test-00000-of-00001.parquet": b"PAR1"})
     with pytest.raises(DataError, match="are parquet, which pyarrow reads") as caught:
         load_hub_tasks(["STS17/en-de"])
-    assert caught.value.problems[0].fix == "pip install pyarrow"
+    assert caught.value.problems[0].fix == "pip install 'sempa-mlx[parquet]'"
     assert not repository.snapshot.exists()
 
 

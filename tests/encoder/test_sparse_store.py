@@ -194,6 +194,16 @@ def test_a_changed_byte_is_refused_or_changes_nothing(tmp_path, file_format):
     assert refused > 20
 
 
+def test_a_member_that_says_it_is_encrypted_is_refused(tmp_path):
+    """One wrong bit in the directory of a zip file."""
+    path = written(tmp_path, "npz")
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\1\2") + 8] |= 1
+    path.write_bytes(content)
+    with pytest.raises(DataError, match="not a store of codes"):
+        read_store(path)
+
+
 def foreign(tmp_path):
     """Files of other programs under our endings."""
     np.savez(tmp_path / "other.npz", values=np.ones(3))

@@ -8,8 +8,8 @@ import pytest
 from sempa_mlx.encoder import store
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings
-from sempa_mlx.encoder.store import embed_to_file, embed_to_stream, format_of, nearest
-from sempa_mlx.errors import DataError, ResourceError, UsageError
+from sempa_mlx.encoder.store import embed_to_file, embed_to_stream, nearest
+from sempa_mlx.errors import ResourceError
 from tests.tiny import tiny_loaded
 
 TEXTS = [f"Sentence {number} has {'very ' * (number % 4)}few words" for number in range(20)]
@@ -74,7 +74,7 @@ def test_jsonl_reads_back_to_the_same_float32(tmp_path, window):
     found = np.array([row["embedding"] for row in rows])
     npy = embed_to_file(encoder(), TEXTS, tmp_path / "a.npy", file_format="npy").path
     np.testing.assert_array_equal(found.astype(np.float32), np.load(npy))
-    assert written.sidecar is None
+    assert written.sidecar == tmp_path / "vectors.jsonl.json"
     assert written.count == 20
 
 
@@ -119,33 +119,6 @@ def test_no_texts_make_an_empty_array(tmp_path):
     assert np.load(tmp_path / "a.npy").shape == (0, 32)
 
 
-def failing():
-    """Good texts for more than one window, then a fault."""
-    yield from TEXTS[:10]
-    raise DataError("line 11 is not UTF-8")
-
-
-@pytest.mark.parametrize("file_format", store.FORMATS)
-def test_a_source_that_fails_leaves_no_file(tmp_path, monkeypatch, file_format):
-    monkeypatch.setattr(store, "WINDOW", 7)
-    with pytest.raises(DataError, match="line 11"):
-        embed_to_file(encoder(), failing(), tmp_path / "out", file_format=file_format)
-    assert list(tmp_path.iterdir()) == []
-
-
-@pytest.mark.parametrize("file_format", store.FORMATS)
-def test_a_source_that_fails_leaves_the_old_file(tmp_path, monkeypatch, file_format):
-    monkeypatch.setattr(store, "WINDOW", 7)
-    out, beside = tmp_path / "out.npy", tmp_path / "out.json"
-    out.write_bytes(b"old vectors")
-    beside.write_text("old facts")
-    with pytest.raises(DataError):
-        embed_to_file(encoder(), failing(), out, file_format=file_format)
-    assert out.read_bytes() == b"old vectors"
-    assert beside.read_text() == "old facts"
-    assert sorted(tmp_path.iterdir()) == [beside, out]
-
-
 def test_a_folder_that_is_not_there_is_made(tmp_path):
     embed_to_file(encoder(), TEXTS, tmp_path / "new" / "a.npy", file_format="npy")
     assert (tmp_path / "new" / "a.json").is_file()
@@ -156,27 +129,6 @@ def test_a_place_that_cannot_be_written_is_a_resource_error(tmp_path):
     with pytest.raises(ResourceError, match="cannot write"):
         embed_to_file(encoder(), TEXTS, tmp_path / "file" / "a.npy", file_format="npy")
     assert (tmp_path / "file").read_text() == "not a folder"
-
-
-@pytest.mark.parametrize(
-    ("name", "wanted", "found"),
-    [
-        ("a.npy", None, "npy"),
-        ("a.jsonl", None, "jsonl"),
-        ("a.txt.npy", None, "npy"),
-        ("a.npy", "jsonl", "jsonl"),
-        ("a", "npy", "npy"),
-    ],
-)
-def test_the_format_goes_by_the_wish_then_by_the_name(tmp_path, name, wanted, found):
-    assert format_of(tmp_path / name, wanted) == found
-
-
-@pytest.mark.parametrize(("name", "wanted"), [("a.csv", None), ("a", None), ("a.npy", "parquet")])
-def test_unknown_formats_are_refused(tmp_path, name, wanted):
-    with pytest.raises(UsageError, match="unknown output format") as caught:
-        format_of(tmp_path / name, wanted)
-    assert caught.value.problems[0].fix == "--format npy or jsonl"
 
 
 def test_nearest_by_hand():

@@ -5,8 +5,11 @@ import mlx.core as mx
 import numpy as np
 import pytest
 
-from sempa_mlx.model.generate import continue_greedily
+from sempa_mlx.model import generate
+from sempa_mlx.model.forward import common_prefix
+from sempa_mlx.model.generate import Start, continue_all, continue_greedily
 from sempa_mlx.model.lora import dialled
+from sempa_mlx.model.sampling import draw_from
 from tests.tiny import CONFIGS, END, START, put_adapter, tiny_loaded
 
 TEXTS = (
@@ -125,3 +128,58 @@ def test_the_model_speaks_as_it_is_dialled():
     with dialled(loaded.model, 0.0):
         assert continue_greedily(loaded, prompts, max_tokens=TOKENS) == base
     assert continue_greedily(loaded, prompts, max_tokens=TOKENS) != base
+
+
+def sampled(loaded, prompts, batch_rows, *, repeat=1):
+    """Texts that each row draws by a seed of its own."""
+    starts = [
+        Start(tuple(prompt), TOKENS, draw_from(100 * row + number, 1.0, 0.9))
+        for row, prompt in enumerate(prompts)
+        for number in range(repeat)
+    ]
+    return [each.text for each in continue_all(loaded, starts, batch_rows=batch_rows)]
+
+
+@pytest.mark.parametrize("kind", ["llama", "qwen3", "gemma3_text"])
+def test_what_is_drawn_does_not_depend_on_what_runs_together(kind):
+    loaded = loaded_of(kind)
+    prompts = encoded(loaded)
+    alone = sampled(loaded, prompts, 1, repeat=3)
+    assert sampled(loaded, prompts, 4, repeat=3) == alone
+    assert sampled(loaded, prompts, 16, repeat=3) == alone
+    assert sampled(loaded, prompts[:1], 16, repeat=3) == alone[:3]
+    assert len({*alone}) > len(prompts)
+
+
+def test_a_prompt_that_comes_again_is_run_once(monkeypatch):
+    loaded = loaded_of("llama")
+    prompts = encoded(loaded, ["A cat sleeps on the warm stone.", "A cat runs on the grass."])
+    tokens = []
+    real = type(loaded.model.model).__call__
+
+    def counted(self, inputs, *args, **kwargs):
+        tokens.append(inputs.size)
+        return real(self, inputs, *args, **kwargs)
+
+    monkeypatch.setattr(type(loaded.model.model), "__call__", counted)
+    monkeypatch.setattr(generate, "batches_exactly", lambda *_: True)  # it runs tokens of its own
+    starts = [Start(tuple(prompt), 1) for prompt in prompts for _ in range(6)]
+    found = continue_all(loaded, starts, batch_rows=16)
+    shared = common_prefix(prompts)
+    own = sum(len(prompt) - shared - 1 for prompt in prompts)
+    steps = 2  # the last token of a prompt, and what is run ahead of the next
+    assert shared > 0
+    assert sum(tokens) <= shared + own + steps * len(starts)
+    assert [each.text for each in found[::6]] == continue_greedily(loaded, prompts, max_tokens=1)
+
+
+def test_each_row_has_its_own_length_and_says_whether_it_ended():
+    loaded = saying(loaded_of("llama"), "a", "b", END, "c")
+    prompts = [tuple(prompt) for prompt in encoded(loaded, ["a", "Xa", "XXa"])]
+    starts = [Start(prompt, length) for prompt, length in zip(prompts, (1, 2, 9), strict=True)]
+    found = continue_all(loaded, starts)
+    assert [(each.text, each.is_ended) for each in found] == [
+        ("b", False),
+        ("b", True),
+        ("b", True),
+    ]

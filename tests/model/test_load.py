@@ -1,5 +1,6 @@
 import importlib
 import json
+import logging
 import shutil
 
 import huggingface_hub
@@ -17,6 +18,7 @@ from sempa_mlx.model.identity import fingerprint
 from sempa_mlx.model.load import ALIASES, MODEL_FILES, Alias, load_model, locate
 from tests.arrays import assert_close
 from tests.tiny import END, START, tiny_config, tiny_tokenizer, write_tiny_folder
+from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
 
 TOKENS = mx.array([[5, 9, 17, 33, 2, 64]])
 
@@ -53,6 +55,19 @@ def test_a_loaded_model_is_frozen_and_in_evaluation_mode(folder):
     model = load_model(str(folder)).model
     assert tree_flatten(model.trainable_parameters()) == []
     assert not model.training
+
+
+@pytest.mark.parametrize("form", ["folder", "gguf"])
+def test_a_text_longer_than_the_model_takes_is_nothing_to_warn_of(folder, form, caplog):
+    """As of `objective.kl_text`, which is a file of any length."""
+    if form == "gguf":
+        write_gguf(folder / "a.gguf", all_metadata(), random_tensors())
+    tokenizer = load_model(str(folder / "a.gguf" if form == "gguf" else folder)).tokenizer
+    longest = tokenizer._tokenizer.model_max_length
+    assert len(tokenizer.encode("a b " * longest)) > longest
+    assert caplog.text == ""
+    logging.getLogger("transformers").warning("another")
+    assert "another" in caplog.text
 
 
 @pytest.mark.parametrize("name", ["float32", "bfloat16", "float16"])

@@ -85,6 +85,12 @@ def test_lines_are_named_at_their_ends_without_touching():
     assert abs(heights[0] - heights[1]) >= 12
 
 
+def test_lines_that_end_in_one_point_are_both_named():
+    """After one step chosen and rejected are level, to the bit."""
+    tree = parsed(Line([(1, 0.0)], "chosen"), Line([(1, 0.0)], "rejected", "second"))
+    assert {"chosen", "rejected"} <= set(texts_of(tree))
+
+
 def test_a_reader_who_sees_nothing_is_told_the_numbers():
     tree = parsed(Line([(1, 0.69), (9, 0.125)]), best_step=4)
     assert tree.get("role") == "img"

@@ -116,6 +116,13 @@ def test_what_cannot_be_embedded_is_refused(house, fields, param):
     assert error_of(reply.json())["param"] == param
 
 
+def test_as_many_texts_as_can_be_are_taken_and_one_more_is_not(house):
+    assert len(vectors(embed(house, input=["a"] * 256))) == 256
+    reply = embed(house, input=["a"] * 257)
+    assert reply.status_code == 400
+    assert "at most 256 texts, not 257" in error_of(reply.json())["message"]
+
+
 def test_all_faults_are_told_at_once(house):
     reply = house.post(EMBEDDINGS, {"input": [], "dimensions": -1, "color": 3})
     message = error_of(reply.json())["message"]

@@ -4,8 +4,6 @@ import asyncio
 import json
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from starlette.requests import Request
 
 from sempa_mlx.serve.body import read_json
@@ -205,71 +203,3 @@ def test_the_log_has_no_texts_and_no_keys(locked):
 )
 def test_loopback_is_told_from_the_rest(host, expected):
     assert is_loopback(host) is expected
-
-
-ANY_JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=8), inner, max_size=3)
-    ),
-    max_leaves=8,
-)
-SMALL = st.integers(-2, 12) | st.floats(-1, 3) | st.booleans() | st.none()
-
-
-def nearly(**fields):
-    """A body whose fields are mostly right, and sometimes anything."""
-    known = {name: st.just(right) | right_or_odd for name, (right, right_or_odd) in fields.items()}
-    return st.fixed_dictionaries({}, optional=known) | st.dictionaries(
-        st.text(max_size=5), ANY_JSON
-    )
-
-
-EMBEDDING_BODIES = nearly(
-    model=(EMBED, ANY_JSON),
-    input=("a", ANY_JSON | st.lists(st.text()) | st.lists(st.integers(-1, 400))),
-    dimensions=(3, SMALL),
-    encoding_format=("base64", st.sampled_from(["float", "int", 1])),
-    user=("me", ANY_JSON),
-)
-MESSAGES = st.lists(
-    st.fixed_dictionaries(
-        {"role": st.sampled_from(["user", "system", "assistant", "tool"]), "content": st.text()}
-    ),
-    max_size=3,
-)
-CHAT_BODIES = nearly(
-    model=("tiny-llama", st.just("tiny-llama:sempa") | ANY_JSON),
-    messages=([{"role": "user", "content": "hi"}], MESSAGES | ANY_JSON),
-    max_tokens=(2, st.integers(-1, 4) | ANY_JSON),
-    temperature=(0, SMALL),
-    top_p=(0.5, SMALL),
-    stop=("x", ANY_JSON | st.lists(st.text(max_size=2), max_size=5)),
-    seed=(1, st.integers() | ANY_JSON),
-    stream=(True, SMALL),
-    stream_options=({"include_usage": True}, ANY_JSON),
-    n=(1, SMALL),
-    tools=([], ANY_JSON),
-)
-
-
-@settings(max_examples=150, deadline=None)
-@given(body=EMBEDDING_BODIES | ANY_JSON)
-def test_any_embedding_body_is_answered_or_refused(house, body):
-    check_answer(house.client.post(EMBEDDINGS, content=json.dumps(body), headers=JSON))
-
-
-@settings(max_examples=150, deadline=None)
-@given(body=CHAT_BODIES | ANY_JSON)
-def test_any_chat_body_is_answered_or_refused(house, body):
-    if isinstance(body, dict):
-        body.setdefault("max_tokens", 2)
-    check_answer(house.client.post(CHAT, content=json.dumps(body), headers=JSON))
-
-
-def check_answer(reply):
-    assert reply.status_code in (200, 400, 404)
-    if reply.status_code == 200:
-        assert '"error"' not in reply.text
-    else:
-        error_of(reply.json())

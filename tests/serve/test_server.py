@@ -105,7 +105,12 @@ def test_a_body_that_is_too_large_is_refused_while_it_comes(house):
 
 
 def test_what_is_no_http_is_refused(house):
-    for rubbish in (b"hello\r\n\r\n", b"\x16\x03\x01" + b"\x00" * 200 + b"\r\n\r\n", head("many")):
+    for rubbish in (
+        b"hello\r\n\r\n",
+        b"\x16\x03\x01" + b"\x00" * 200 + b"\r\n\r\n",
+        head("many"),
+        head(-1),
+    ):
         with house.socket() as connection:
             connection.sendall(rubbish)
             status, document = answer(connection)

@@ -40,9 +40,14 @@ def test_small_passes_tell_the_height_of_the_large_one():
     assert term.tried == [list(range(15, 20)), list(range(10, 20))], "the longest rows come last"
 
 
-def test_a_pass_of_one_row_and_no_pass_at_all():
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+def test_few_rows_count_in_full(rows):
     base = mx.get_active_memory()
-    assert estimate_peak_gb([Hungry()], [range(1)]) * 1e9 == pytest.approx(base + 3 * MB, rel=0.02)
+    expected = pytest.approx(base + (2 + rows) * MB, rel=0.02)
+    assert estimate_peak_gb([Hungry()], [range(rows)]) * 1e9 == expected
+
+
+def test_without_a_pass_nothing_is_expected():
     assert estimate_peak_gb([], [range(1)]) == 0.0
 
     class Modest(Hungry):

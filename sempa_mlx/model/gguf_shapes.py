@@ -1,0 +1,63 @@
+"""What a GGUF file says before its weights: metadata, and the shapes of tensors.
+
+`mx.load` copies every tensor into memory; this reads the first megabytes of the file only.
+"""
+
+import struct
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import mlx.core as mx
+
+from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.model.gguf import GgufFile
+
+_MAGIC = b"GGUF"
+_SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
+_TEXT, _ARRAY = 8, 9
+_TABLE = "rope_freqs.weight"  # its values would be needed, not its shape
+
+
+def read_shapes(path: Path) -> GgufFile:
+    """Read the metadata, and stand-ins for the tensors that have their shapes and no memory.
+
+    Raises:
+        ModelError: the file is cut short or no GGUF file of version 2 or 3.
+    """
+    try:
+        with path.open("rb") as file:
+            if file.read(4) != _MAGIC or _number(file, "I") not in (2, 3):
+                raise ValueError("not a GGUF file of version 2 or 3")
+            num_tensors, num_keys = _number(file, "Q"), _number(file, "Q")
+            metadata = {_text(file): _value(file, _number(file, "I")) for _ in range(num_keys)}
+            shapes = dict(_shape(file) for _ in range(num_tensors))
+    except (OSError, ValueError, KeyError, OverflowError, MemoryError, struct.error) as error:
+        reason = Problem(f"not a readable GGUF file ({error})", place=str(path))
+        raise ModelError(reason) from error
+    tensors = {name: mx.zeros(shape) for name, shape in shapes.items() if name != _TABLE}
+    return GgufFile(path, tensors, metadata)
+
+
+def _number(file: BinaryIO, kind: str) -> Any:  # noqa: ANN401 - any scalar
+    layout = "<" + kind
+    return struct.unpack(layout, file.read(struct.calcsize(layout)))[0]
+
+
+def _text(file: BinaryIO) -> str:
+    return file.read(_number(file, "Q")).decode("utf-8", errors="replace")
+
+
+def _value(file: BinaryIO, kind: int) -> Any:  # noqa: ANN401 - metadata holds any scalar or list
+    if kind == _TEXT:
+        return _text(file)
+    if kind != _ARRAY:
+        return _number(file, _SCALARS[kind])
+    inner, count = _number(file, "I"), _number(file, "Q")
+    return [_value(file, inner) for _ in range(count)]
+
+
+def _shape(file: BinaryIO) -> tuple[str, tuple[int, ...]]:
+    name = _text(file)
+    sizes = [_number(file, "Q") for _ in range(_number(file, "I"))]
+    file.seek(struct.calcsize("<IQ"), 1)  # block type and place of the data
+    return name, tuple(reversed(sizes))
