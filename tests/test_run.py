@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+from dataclasses import replace
 
 import mlx.core as mx
 import numpy as np
@@ -243,6 +244,14 @@ def test_rows_that_do_not_fit_are_left_out_and_counted(inputs, tmp_path):
     assert (ready.num_rows, ready.num_too_long) == (12, 1)
     assert "12 pairs (1 dropped)" in ready.facts()["data"]
     assert ready.scorer.path == "shared"
+
+
+def test_the_header_names_prompts_and_the_commit_of_a_hub_model(inputs):
+    ready = prepared(inputs, "data.template=P3")
+    assert ready.facts()["prompts"] == "P3 in the chat template to train, prompteol to embed"
+    assert " at " not in ready.facts()["model"]
+    ready.loaded.location = replace(ready.loaded.location, revision="0123456789abcdef")
+    assert " at 0123456789ab)" in ready.facts()["model"]
 
 
 def test_an_interrupted_run_keeps_its_best_adapter(inputs, tmp_path):

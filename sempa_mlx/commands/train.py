@@ -181,6 +181,7 @@ def _facts(metrics: dict[str, float]) -> list[str]:
         "pairs_per_second": "{:.1f} pairs/s",
         "peak_memory_gb": "{:.1f} GB",
         "rewards/margins": "margin {:.2f}",
+        "grad_norm": "grad {:.2f}",
         "tokens_per_second": "{:.0f} tok/s",
         "learning_rate": "lr {:.1e}",
     }

@@ -84,11 +84,14 @@ class TrainingRun:
         dtype = runtime.dtype_name(loaded.dtype)
         dropped = sum(count for _, count in report.dropped) + self.num_too_long
         kind = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA"}[config.lora.kind]
+        commit = f" at {loaded.location.revision[:12]}" if loaded.location.revision else ""
         return {
-            "model": f"{loaded.location.name} ({loaded.location.origin}), {dtype}",
+            "model": f"{loaded.location.name} ({loaded.location.origin}{commit}), {dtype}",
             "device": f"{machine.device}, {machine.name}, {machine.memory_gb:.0f} GB",
             "data": f"{self.data.train.label}: {self.num_rows} pairs ({dropped} dropped)",
             "dev": f"{self.data.dev.label}: {len(self.data.dev_task.pairs)} pairs, Spearman",
+            "prompts": f"{config.data.template} in the chat template to train, "
+            f"{self.encoder.settings.method} to embed",
             "adapter": f"{kind} rank {config.lora.rank}, scale {config.lora.scale:g} "
             f"(alpha {config.lora.alpha:g}), {trainable:,} of {total:,} weights",
             "objective": f"{config.objective.loss}, beta {config.objective.beta:g}, "
