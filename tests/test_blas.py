@@ -152,9 +152,10 @@ def test_without_the_wheels_there_is_nothing_to_load(monkeypatch):
 
 
 @on_linux
-def test_a_wheel_that_needs_gfortran_is_tried_again_with_mlxs_own(monkeypatch):
+@pytest.mark.parametrize("loads", [[True], [False, True]])
+def test_a_wheel_that_needs_gfortran_is_tried_again_with_mlxs_own(monkeypatch, loads):
     monkeypatch.delitem(sys.modules, "mlx.core", raising=False)
-    tries = iter([False, True])
+    tries = iter(loads)
     monkeypatch.setattr(blas, "_wheel_library", lambda: Path("libopenblas.so.0"))
     monkeypatch.setattr(blas, "_load", lambda _library: next(tries))
     monkeypatch.setattr(blas, "_load_bundled_gfortran", lambda: True)

@@ -15,7 +15,7 @@ from sempa_mlx.commands.embed_sparse import (
     show_codes,
     token_names,
 )
-from sempa_mlx.commands.vectors import VectorOptions, parameters_of
+from sempa_mlx.commands.vectors import VectorOptions, parameters_of, warn_cut
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.disk import writing
@@ -291,10 +291,3 @@ def _show_vectors(console: Console, written: "Embedded") -> None:
             "truncated": written.num_truncated,
         }
     )
-
-
-def warn_cut(console: Console, num_cut: int, max_tokens: int) -> None:
-    """Warn of texts that were cut, if any."""
-    if num_cut:
-        texts = "1 text was" if num_cut == 1 else f"{num_cut} texts were"
-        console.warn(f"{texts} longer than {max_tokens} tokens and cut at the end")

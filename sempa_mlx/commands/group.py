@@ -1,4 +1,4 @@
-"""The group of all commands: typer's, but for its error panels, a closed pipe and the help's order."""
+"""The group of all commands: typer's, but for error panels, a closed pipe and the order of help."""
 
 import difflib
 import re
@@ -57,8 +57,8 @@ def usage_error(error: Any) -> UsageError | None:  # noqa: ANN401 - typer keeps 
         r"Value error, |Input (?=should)|, unable to parse.*|\.$", "", " ".join(what.split())
     )
     hint = f"did you mean `{close}`? " if close else ""
-    if commands := getattr(command, "commands", None):
-        hint += f"commands: {', '.join(commands)}; "
+    if context and isinstance(command, TyperGroup):
+        hint += f"commands: {', '.join(command.list_commands(context))}; "
     fix = f"{hint}see {context.command_path if context else 'sempa-mlx'} --help"
     return UsageError(Problem(what[:1].lower() + what[1:], fix=fix), state="nothing was started")
 

@@ -14,9 +14,9 @@ from sempa_mlx.commands.embed import (
     load_encoder,
     run_folder,
     text_source,
-    warn_cut,
     with_run_as_run,
 )
+from sempa_mlx.commands.vectors import warn_cut
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.errors import DataError, Problem, UsageError

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.embed import STREAM, text_source, warn_cut
+from sempa_mlx.commands.embed import STREAM, text_source
+from sempa_mlx.commands.vectors import warn_cut
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.errors import DataError, ModelError, Problem, UsageError

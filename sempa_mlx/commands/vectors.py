@@ -149,3 +149,10 @@ def parameters_of(encoder: "Encoder") -> str:
     if encoder.settings.post is not None:
         facts.append(f"{encoder.settings.post.kind} {encoder.settings.post.digest}")
     return f"method {encoder.method.name}, {', '.join(facts)}"
+
+
+def warn_cut(console: Console, num_cut: int, max_tokens: int) -> None:
+    """Warn of texts that were cut, if any."""
+    if num_cut:
+        texts = "1 text was" if num_cut == 1 else f"{num_cut} texts were"
+        console.warn(f"{texts} longer than {max_tokens} tokens and cut at the end")

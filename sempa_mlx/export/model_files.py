@@ -8,6 +8,7 @@ from typing import Any
 
 import mlx.core as mx
 
+from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.gguf import model_config, read_gguf
 from sempa_mlx.model.identity import weight_files
 from sempa_mlx.model.load import MODEL_FILES, LoadedModel
@@ -20,7 +21,11 @@ _NO_SIDE_FILES = {CONFIG_FILE, _INDEX_FILE, "adapter_config.json", "encoder.json
 
 
 def copy_base(path: Path, folder: Path) -> Path:
-    """Copy a base as it is, a GGUF file or a folder, into a new folder; return what opens it."""
+    """Copy a base as it is, a GGUF file or a folder, into a new folder; return what opens it.
+
+    Raises:
+        ModelError: a file beside the weights is a link that leads elsewhere.
+    """
     folder.mkdir()
     if path.is_file():
         return Path(shutil.copyfile(path, folder / path.name))
@@ -43,8 +48,20 @@ def _copy_side_files(path: Path, folder: Path) -> None:
     names = {file.name for pattern in MODEL_FILES for file in path.glob(pattern)}
     licences = {file.name for file in path.glob("LICENSE*")}
     weights = {file.name for file in weight_files(path)}
-    for name in sorted((names | licences) - weights - _NO_SIDE_FILES):
+    chosen = sorted((names | licences) - weights - _NO_SIDE_FILES)
+    foreign = [path / name for name in chosen if not _is_own(path / name)]
+    if foreign:  # an export may be published
+        what, fix = "a link that leads out of the model's folder", "put the file itself there"
+        raise ModelError([Problem(what, str(file), fix=fix) for file in foreign])
+    for name in chosen:
         shutil.copyfile(path / name, folder / name)
+
+
+def _is_own(file: Path) -> bool:
+    """Tell whether a file lies with its model; those of the Hub's cache link to `blobs`."""
+    folder = file.parent.resolve()
+    home = folder.parents[1] if folder.parent.name == "snapshots" else folder
+    return file.resolve().is_relative_to(home)
 
 
 def base_config(path: Path) -> dict[str, Any]:

@@ -14,10 +14,11 @@ MOST_BLOCKS = 1000  # more than any model has
 _BLOCK_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
-def check_folder(folder: Path) -> None:
+def check_folder(folder: Path, *, weights: bool = True) -> None:
     """Refuse a folder that wants its own code run, or more blocks than it has tensors.
 
-    mlx-lm builds every block before it looks at the weights.
+    mlx-lm builds every block before it looks at the weights. Without `weights`, which may be
+    missing then, more blocks than any model has are refused.
 
     Raises:
         ModelError: it does.
@@ -28,12 +29,11 @@ def check_folder(folder: Path) -> None:
     if not isinstance(config, dict):
         raise ValueError("config.json is no JSON object")
     if config.get(CODE_KEY) is not None:
-        what = f"the model brings code of its own ({config[CODE_KEY]!r}), which is never run"
+        what = f"the model brings code of its own ({CODE_KEY} in config.json), which is never run"
         fix = "choose a model of an architecture that mlx-lm has"
         raise ModelError(Problem(what, str(place), fix=fix))
-    files = weight_files(folder)
-    # There are no weights where a run is only planned.
-    blocks, tensors = _num_blocks(config), sum(map(_num_tensors, files)) if files else MOST_BLOCKS
+    tensors = sum(map(_num_tensors, weight_files(folder))) if weights else MOST_BLOCKS
+    blocks = _num_blocks(config)
     if blocks > tensors:
         what = f"{blocks} blocks in the config, {tensors} tensors in the files"
         raise ModelError(Problem(what, str(folder)))

@@ -257,7 +257,7 @@ def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, Tokeniz
         ModelError: mlx-lm cannot load it, or it has code of its own.
     """
     try:
-        check_folder(path)
+        check_folder(path, weights=weights)
         model, config = load_mlx_model(path, lazy=True, strict=weights, trust_remote_code=False)
         # A chat model may end its turn with another token than the tokenizer's own end.
         tokenizer = load_tokenizer(
@@ -267,7 +267,7 @@ def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, Tokeniz
         )
     # ImportError, AttributeError: the files name modules of mlx-lm.
     except (
-        *(ValueError, KeyError, TypeError, OSError, RuntimeError),
+        *(ValueError, KeyError, TypeError, OSError, RuntimeError, RecursionError),
         *(ImportError, AttributeError),
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -280,7 +280,7 @@ def _fix_for_code(path: Path) -> str:
     """Say that code in a model's folder is not run, if its settings name any."""
     named = []
     for name in ("config.json", "tokenizer_config.json"):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             settings = json.loads((path / name).read_text(encoding="utf-8"))
             if isinstance(settings, dict):
                 named += [

@@ -398,7 +398,7 @@ def test_a_full_disk_leaves_the_old_file(tmp_path, monkeypatch, file_format):
     write = Path.write_text
 
     def full(self, *content, **options):
-        if self.name.startswith(".tmp-"):
+        if self.name.startswith(".sempa-tmp-"):
             raise OSError(28, "No space left on device")
         return write(self, *content, **options)
 
