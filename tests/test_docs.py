@@ -76,3 +76,9 @@ def test_commands_are_found_and_wrong_ones_are_told():
     assert len(commands(ROOT / "README.md")) > 10
     assert faults(["eval", "sts", "--datum", "x", "--json"]) == ["--datum"]
     assert faults(["evil"]) == ["evil"]
+
+
+def test_the_index_names_every_page():
+    index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "ux-checklist.md"}
+    assert {name for name in names if f"({name})" not in index} == set()

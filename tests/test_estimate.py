@@ -13,7 +13,7 @@ from sempa_mlx.errors import ModelError
 from sempa_mlx.evaluation.sts import distinct_sentences
 from sempa_mlx.model.gguf import read_gguf
 from sempa_mlx.model.gguf_shapes import read_shapes
-from sempa_mlx.model.load import load_model
+from sempa_mlx.model.load import load_folder, load_model
 from sempa_mlx.run.estimate import estimate_run
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import tokenize_rows
@@ -72,6 +72,15 @@ def test_only_small_files_are_fetched_from_the_hub(inputs, tmp_path, monkeypatch
     assert name == "owner/model"
     assert not [pattern for pattern in patterns if "safetensors" in pattern]
     assert (there.memory_gb, there.operations) == (here.memory_gb, here.operations)
+
+
+def test_endless_blocks_are_not_built(inputs, tmp_path):
+    shutil.copytree(inputs / "base", tmp_path, dirs_exist_ok=True)
+    (tmp_path / "model.safetensors").unlink()
+    config = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 10**9}))
+    with pytest.raises(ModelError, match="1000000000 blocks in the config"):
+        load_folder(tmp_path, weights=False)
 
 
 def test_operations_are_those_of_the_loaded_model(inputs):
@@ -217,7 +226,6 @@ def test_mixtures_of_experts_are_not_estimated(inputs, tmp_path):
 
 
 def test_too_little_memory_is_told(inputs, monkeypatch):
-    small = runtime.Machine("cpu", "small", 0.001, 1)
-    monkeypatch.setattr(runtime, "machine", lambda: small)
-    assert "more than this machine has" in done(*training(inputs), "--dry-run").err
+    monkeypatch.setattr(runtime, "memory_limit_gb", lambda: 0.001)
+    assert "this process may take 0.0 GB" in done(*training(inputs), "--dry-run").err
     assert json.loads(done(*training(inputs), "--dry-run", "--json").out)["estimate"]["memory_gb"]

@@ -7,6 +7,7 @@ from sempa_mlx.config_resolve import Resolved
 from sempa_mlx.console import Console
 from sempa_mlx.run.estimate import CPU_SHARE, Estimate, estimate_run
 from sempa_mlx.run.inputs import RunData
+from sempa_mlx.training.memory import SMALLER
 
 
 def show_plan(console: Console, resolved: Resolved, data: RunData) -> None:
@@ -34,11 +35,9 @@ def show_plan(console: Console, resolved: Resolved, data: RunData) -> None:
     for name, text in lines.items():
         console.result(f"{name.ljust(width)}  {text}")
     console.say("nothing was started")
-    if estimate.memory_gb is not None and estimate.memory_gb > machine.memory_gb:
-        console.warn(
-            "that is more than this machine has: lower train.micro_batch_tokens, set "
-            "train.grad_checkpoint=true, or take a smaller model"
-        )
+    limit = runtime.memory_limit_gb()
+    if estimate.memory_gb is not None and estimate.memory_gb > limit:
+        console.warn(f"this process may take {limit:.1f} GB; {SMALLER}")
     console.document(
         {
             "config": config.model_dump(mode="json"),

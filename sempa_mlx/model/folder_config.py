@@ -10,14 +10,15 @@ from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.identity import weight_files
 
 CODE_KEY = "model_file"  # mlx-lm's name for a Python file beside the weights
+MOST_BLOCKS = 1000  # more than any model has
 _BLOCK_KEYS = ("num_hidden_layers", "num_layers", "n_layers", "n_layer")
 
 
 def check_folder(folder: Path, *, weights: bool = True) -> None:
     """Refuse a folder that wants its own code run, or more blocks than it has tensors.
 
-    mlx-lm builds every block before it looks at the weights. Without `weights` tensors are not
-    counted.
+    mlx-lm builds every block before it looks at the weights. Without `weights`, which may be
+    missing then, more blocks than any model has are refused.
 
     Raises:
         ModelError: it does.
@@ -31,9 +32,8 @@ def check_folder(folder: Path, *, weights: bool = True) -> None:
         what = f"the model brings code of its own ({CODE_KEY} in config.json), which is never run"
         fix = "choose a model of an architecture that mlx-lm has"
         raise ModelError(Problem(what, str(place), fix=fix))
-    if not weights:
-        return
-    blocks, tensors = _num_blocks(config), sum(map(_num_tensors, weight_files(folder)))
+    tensors = sum(map(_num_tensors, weight_files(folder))) if weights else MOST_BLOCKS
+    blocks = _num_blocks(config)
     if blocks > tensors:
         what = f"{blocks} blocks in the config, {tensors} tensors in the files"
         raise ModelError(Problem(what, str(folder)))

@@ -75,6 +75,16 @@ def read_gguf(path: Path) -> GgufFile:
             Problem(f"not a readable GGUF file ({error})", place=str(path), fix="download it again")
         ) from error
     metadata = {key: _plain(value) for key, value in raw.items()}
+    check_family(metadata, path)
+    return GgufFile(path, tensors, metadata)
+
+
+def check_family(metadata: dict[str, Any], path: Path) -> None:
+    """Refuse a file that is not of the dense Llama family.
+
+    Raises:
+        ModelError: it is of another.
+    """
     architecture = metadata.get("general.architecture")
     if architecture != "llama" or metadata.get("llama.expert_count"):
         raise ModelError(
@@ -84,7 +94,6 @@ def read_gguf(path: Path) -> GgufFile:
                 fix="use the model's safetensors folder or Hub id instead",
             )
         )
-    return GgufFile(path, tensors, metadata)
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 - metadata holds any scalar or list

@@ -10,9 +10,9 @@ from typing import Any, BinaryIO
 import mlx.core as mx
 
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.model.gguf import GgufFile
+from sempa_mlx.model.gguf import GgufFile, check_family
+from sempa_mlx.model.gguf_header import MAGIC, check_header
 
-_MAGIC = b"GGUF"
 _SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 _TEXT, _ARRAY = 8, 9
 _TABLE = "rope_freqs.weight"  # its values would be needed, not its shape
@@ -22,18 +22,19 @@ def read_shapes(path: Path) -> GgufFile:
     """Read the metadata, and stand-ins for the tensors that have their shapes and no memory.
 
     Raises:
-        ModelError: the file is cut short or no GGUF file of version 2 or 3.
+        ModelError: the header does not hold together, or is not of the dense Llama family.
     """
     try:
+        check_header(path)  # afterwards every length is known to lie inside the file
         with path.open("rb") as file:
-            if file.read(4) != _MAGIC or _number(file, "I") not in (2, 3):
-                raise ValueError("not a GGUF file of version 2 or 3")
+            file.seek(len(MAGIC) + struct.calcsize("<I"))
             num_tensors, num_keys = _number(file, "Q"), _number(file, "Q")
             metadata = {_text(file): _value(file, _number(file, "I")) for _ in range(num_keys)}
             shapes = dict(_shape(file) for _ in range(num_tensors))
-    except (OSError, ValueError, KeyError, OverflowError, MemoryError, struct.error) as error:
+    except OSError as error:
         reason = Problem(f"not a readable GGUF file ({error})", place=str(path))
         raise ModelError(reason) from error
+    check_family(metadata, path)
     tensors = {name: mx.zeros(shape) for name, shape in shapes.items() if name != _TABLE}
     return GgufFile(path, tensors, metadata)
 

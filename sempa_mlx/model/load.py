@@ -280,7 +280,7 @@ def _fix_for_code(path: Path) -> str:
     """Say that code in a model's folder is not run, if its settings name any."""
     named = []
     for name in ("config.json", "tokenizer_config.json"):
-        with suppress(OSError, ValueError):
+        with suppress(OSError, ValueError, RecursionError):
             settings = json.loads((path / name).read_text(encoding="utf-8"))
             if isinstance(settings, dict):
                 named += [
