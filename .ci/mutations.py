@@ -66,7 +66,7 @@ def mutants(source: str) -> list[Mutant]:
 
 
 def _untouched(tree: ast.Module) -> set[int]:
-    """Return the lines of imports, annotations of fields, and signatures without defaults."""
+    """Return the lines of imports, of decorators, and of annotations."""
     lines: set[int] = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import | ast.ImportFrom):
@@ -75,6 +75,8 @@ def _untouched(tree: ast.Module) -> set[int]:
             lines.add(node.lineno)
         if isinstance(node, ast.Assign) and "Literal" in ast.unparse(node.value):
             lines.add(node.lineno)
+        for decorator in getattr(node, "decorator_list", ()):
+            lines.add(decorator.lineno)
         for annotation in _annotations(node):
             if "|" in ast.unparse(annotation):
                 lines.add(annotation.lineno)

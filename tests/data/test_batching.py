@@ -10,6 +10,7 @@ from sempa_mlx.data.batching import (
     cut_by_length,
     epoch_order,
     group_by_length,
+    spread,
     step_batches,
 )
 
@@ -54,6 +55,17 @@ def test_batches_hold_the_items_themselves(lengths, budget):
     words = ["x" * length for length in lengths]
     groups = group_by_length(lengths, budget)
     assert batches_by_length(words, len, budget) == [[words[i] for i in g] for g in groups]
+
+
+def test_items_are_spread_evenly():
+    assert spread("abcdefghij", 4) == ["a", "c", "f", "h"]
+    assert spread("abc", 3) == spread("abc", 9) == ["a", "b", "c"]
+    assert spread("abc", 0) == spread("", 2) == []
+
+
+def test_items_of_one_token_fill_the_budget():
+    assert cut_by_length([1, 1, 1, 1], group_cost=1, token_budget=4) == [[0, 1, 2, 3]]
+    assert cut_by_length([1, 1, 1, 1], group_cost=1, token_budget=3) == [[0], [1, 2, 3]]
 
 
 def test_cuts_by_hand():

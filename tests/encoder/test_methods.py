@@ -89,3 +89,12 @@ def test_a_name_like_no_other_gets_the_list():
     with pytest.raises(UsageError) as caught:
         find_method("bert")
     assert caught.value.problems[0].fix == f"one of: {', '.join(METHODS)}"
+
+
+@pytest.mark.parametrize(
+    ("depth", "contrasting", "prepending"), [(32, 4, (31, 5)), (40, 5, (39, 7)), (28, 4, (27, 5))]
+)
+def test_shares_of_the_depth_are_those_of_the_authors(depth, contrasting, prepending):
+    cp, tp = METHODS["cp"].parameters(depth), METHODS["tp"].parameters(depth)
+    assert (cp.layer, cp.block, cp.strength) == (-2, contrasting, 0.5)
+    assert (tp.layer, tp.block) == prepending
