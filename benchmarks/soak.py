@@ -61,35 +61,30 @@ def sentences(data: Path, number: int) -> list[str]:
 
 
 def measure(data: Path, steps: int, lines: int) -> dict[str, object]:
-    """Train and embed, each watched."""
+    """Train and embed, each watched; either is left out if its number is 0."""
+    found: dict[str, object] = {}
     with tempfile.TemporaryDirectory() as folder:
         run, text = Path(folder, "run"), Path(folder, "lines.txt")
-        # Line breaks inside a sentence would make more lines than sentences.
-        text.write_text("".join(" ".join(each.split()) + "\n" for each in sentences(data, lines)))
-        train = ["train", "--config", "smollm2-135m", "--data", str(data), "--iters", str(steps)]
-        train += ["--batch-size", str(PAIRS_A_STEP), "--adapter-path", str(run)]
-        train += [
-            "--set",
-            "eval.data=demo",
-            "--set",
-            "eval.every=50",
-            "--set",
-            "eval.patience=null",
-        ]
-        train += ["--set", f"data.limit={steps * PAIRS_A_STEP}"]
-        return {
-            "train": {"steps": steps, "pairs_a_step": PAIRS_A_STEP} | watched(train),
-            "embed": {"lines": lines} | watched(["embed", str(text)]),
-            "machine": str(runtime.machine()),
-            "versions": runtime.package_versions(),
-        }
+        if steps:
+            train = ["train", "--config", "smollm2-135m", "--data", str(data)]
+            train += ["--iters", str(steps), "--batch-size", str(PAIRS_A_STEP)]
+            train += ["--adapter-path", str(run), "--set", f"data.limit={steps * PAIRS_A_STEP}"]
+            for setting in ("eval.data=demo", "eval.every=50", "eval.patience=null"):
+                train += ["--set", setting]
+            found["train"] = {"steps": steps, "pairs_a_step": PAIRS_A_STEP} | watched(train)
+        if lines:
+            # Line breaks inside a sentence would make more lines than sentences.
+            rows = (" ".join(each.split()) + "\n" for each in sentences(data, lines))
+            text.write_text("".join(rows), encoding="utf-8")
+            found["embed"] = {"lines": lines} | watched(["embed", str(text)])
+    return found | {"machine": str(runtime.machine()), "versions": runtime.package_versions()}
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, required=True, help="NLI triplets, .jsonl.gz")
-    parser.add_argument("--steps", type=int, default=300)
-    parser.add_argument("--lines", type=int, default=50_000)
+    parser.add_argument("--steps", type=int, default=300, help="0: no training")
+    parser.add_argument("--lines", type=int, default=50_000, help="0: no embedding")
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     document = json.dumps(measure(arguments.data, arguments.steps, arguments.lines), indent=2)

@@ -80,5 +80,27 @@ def test_commands_are_found_and_wrong_ones_are_told():
 
 def test_the_index_names_every_page():
     index = (ROOT / "docs" / "README.md").read_text(encoding="utf-8")
-    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md", "ux-checklist.md"}
+    names = {page.name for page in (ROOT / "docs").glob("*.md")} - {"README.md"}
     assert {name for name in names if f"({name})" not in index} == set()
+
+
+TEST = re.compile(r"`(tests/[\w/]+(?:\.py)?)(?:::(\w+))?`")
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tests_that_a_page_names_exist(page):
+    named = TEST.findall(page.read_text(encoding="utf-8"))
+    missing = [path for path, _ in named if not (ROOT / path).exists()]
+    assert missing == []
+    assert [
+        name
+        for path, name in named
+        if name and f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")
+    ] == []
+
+
+def test_the_checklist_adds_up():
+    page = (ROOT / "docs" / "ux-checklist.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (\d+) \| .+? \| ([012]) \| ", page, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, 31))
+    assert f"{sum(int(grade) for _, grade in rows)} of 60" in page
