@@ -60,7 +60,7 @@ check: $(VENV)/.dev ## lint, format, types, and known weaknesses of the code and
 
 fuzz: $(VENV)/.dev ## run the tests of hypothesis on at least 20,000 new examples
 	SEMPA_HYPOTHESIS_PROFILE=fuzz $(BIN)/python -m pytest -q -p tests.fuzz_count --timeout 1800 \
-	  $$(grep -rlE '^(from|import) hypothesis' tests --include='test_*.py')
+	  -m 'hypothesis and not slow and not gpu and not hub and not lm_eval and not peers'
 
 mutate: $(VENV)/.dev ## change the code in small ways and see whether the tests notice (hours)
 	$(BIN)/python .ci/mutate.py

@@ -15,12 +15,14 @@ class Counter:
         self.examples = 0
         self.tests = 0
 
-    @pytest.hookimpl(trylast=True)
+    @pytest.hookimpl(wrapper=True)
     def pytest_runtest_makereport(self, item, call):
+        report = yield
         said = _PASSED.findall(getattr(item, "hypothesis_statistics", ""))
         if call.when == "call" and said:
             self.tests += 1
             self.examples += sum(int(each) for pair in said for each in pair)
+        return report
 
     def pytest_sessionfinish(self, session):
         if self.examples < LEAST and session.exitstatus == pytest.ExitCode.OK:

@@ -1,8 +1,10 @@
 import errno
 import os
+from pathlib import Path
 
 import pytest
 
+from sempa_mlx import files
 from sempa_mlx.errors import ResourceError, UsageError
 from sempa_mlx.files import (
     new_folder,
@@ -215,3 +217,23 @@ def test_a_new_folder_is_not_made_over_another(tmp_path):
         make_and_raise(tmp_path / "out", ValueError("x"))
     assert (tmp_path / "out" / "file").read_text() == "precious"
     assert names(tmp_path) == ["out"]
+
+
+def test_a_process_of_somebody_else_is_running(monkeypatch):
+    def kill(_process, _signal):
+        raise PermissionError
+
+    monkeypatch.setattr(files.os, "kill", kill)
+    assert files.is_running(1)
+
+
+def test_on_a_disk_without_hard_links_the_old_content_is_copied(tmp_path, monkeypatch):
+    def hardlink_to(_self, _target):
+        raise OSError(errno.EPERM, "no hard links")
+
+    monkeypatch.setattr(Path, "hardlink_to", hardlink_to)
+    (tmp_path / "a").write_text("old")
+    old = files._second_name(tmp_path / "a", tmp_path / ".tmp-a")
+    assert old.read_text() == "old"
+    (tmp_path / "a").write_text("new")
+    assert old.read_text() == "old"

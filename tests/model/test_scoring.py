@@ -9,7 +9,7 @@ from sempa_mlx.errors import UsageError
 from sempa_mlx.model import completions, scoring
 from sempa_mlx.model.completions import TokenRow, score_plain
 from sempa_mlx.model.forward import GROUPED_MASK_RANK, PLAIN_MASK_RANK
-from sempa_mlx.model.scoring import Scorer, choose_scoring
+from sempa_mlx.model.scoring import Scorer, choose_scoring, score_states
 from tests.tiny import MISFITS, WINDOW, tiny_model
 
 model_of = functools.cache(tiny_model)
@@ -37,6 +37,24 @@ def test_models_that_fit_share(kind, mask_rank, wanted):
     assert scorer.path == "shared"
     expected = np.array(score_plain(model_of(kind), ROWS))
     np.testing.assert_allclose(np.array(scorer(model_of(kind), ROWS).sums), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("wanted", ["plain", "shared"])
+def test_tails_are_what_lies_beyond_the_shortest_completion(wanted, training):
+    model = model_of("llama")
+    cut = [
+        TokenRow(
+            row.prompt, tuple(each[: min(map(len, row.completions))] for each in row.completions)
+        )
+        for row in ROWS
+    ]
+    whole, heads = (np.array(score_plain(model, rows)) for rows in (ROWS, cut))
+    scorer = choose_scoring(model, ROWS, mx.float32, wanted)
+    found = score_states(model, scorer.states(model, ROWS), training=training)
+    np.testing.assert_allclose(np.array(found.sums), whole, atol=1e-4)
+    np.testing.assert_allclose(np.array(found.tails), whole - heads, atol=1e-4)
+    assert np.count_nonzero(np.array(found.tails)) == 4
 
 
 @pytest.mark.parametrize("kind", MISFITS)
