@@ -7,6 +7,9 @@ pads all texts to the longest, so it gets batches of like length.
 from collections.abc import Callable
 from typing import Any
 
+import sempa_mlx  # noqa: F401 - gives mlx a fast BLAS on Linux CPUs, which its wheel lacks
+
+# isort: split
 import numpy as np
 from batches import embed_or_try, longest_first
 from mlx_embeddings import generate, load

@@ -10,7 +10,7 @@ from typing import Any
 
 from worker import read_job, write_report
 
-from sempa_mlx import runtime  # noqa: F401 - before mlx, to give it a fast BLAS on Linux CPUs
+import sempa_mlx  # noqa: F401 - before mlx, to give it a fast BLAS on Linux CPUs
 
 # isort: split
 import mlx.core as mx
@@ -45,6 +45,8 @@ def prepare(job: dict[str, Any]) -> dict[str, Any]:
         found["base"] = str(folder / "mlx" / "base")
     else:
         found["base"] = str(loaded.location.path)
+    if job["for"] == "model":
+        return found
     if job["for"] == "embedding":
         export_sentence_transformers(run, folder / "st")
         for file in job["files"].values():

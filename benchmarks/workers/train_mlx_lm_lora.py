@@ -10,6 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import sempa_mlx  # noqa: F401 - gives mlx a fast BLAS on Linux CPUs, which its wheel lacks
+
+# isort: split
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx_lm.tuner.callbacks import TrainingCallback

@@ -11,6 +11,9 @@ from functools import partial
 from types import SimpleNamespace
 from typing import Any
 
+import sempa_mlx  # noqa: F401 - gives mlx a fast BLAS on Linux CPUs, which its wheel lacks
+
+# isort: split
 import mlx.core as mx
 import mlx.optimizers as optim
 from mlx_lm.tuner.utils import load_adapters
