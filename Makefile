@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+BENCH  := .venv-bench
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 # The backend of mlx: on macOS it comes with mlx; on Linux EXTRA=cuda chooses an NVIDIA GPU.
 ifeq ($(shell uname -s),Darwin)
@@ -17,7 +18,7 @@ LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/config*.py,sempa_mlx
 CORE   := import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")
 REPORT := coverage report --skip-covered --skip-empty --show-missing
 
-.PHONY: help install demo test test-all check format fuzz mutate docs clean
+.PHONY: help install demo test test-all check format fuzz mutate docs bench clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -71,6 +72,20 @@ format: $(VENV)/.dev ## format the code
 
 docs: $(VENV)/.dev ## write what is written from the code: recipes' comments, docs/config.md, docs/help.md
 	$(BIN)/python -m tests.written
+
+# The others have an environment of their own. mlx-tune comes without what it depends on: it forbids
+# the `datasets` that TRL needs, and uses none of it here.
+$(BENCH)/.done: benchmarks/requirements.txt pyproject.toml
+	$(PYTHON) -m venv $(BENCH)
+	$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  -r benchmarks/requirements.txt -e '.$(if $(EXTRA),[$(EXTRA)])'
+	$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps mlx-tune==0.6.0
+	@touch $@
+
+bench: $(VENV)/.run $(BENCH)/.done ## measure beside other programs: hours; BENCH_OPTIONS=--quick tries it
+	for each in peers_train peers_embed peers_sts scaling; do \
+	  $(BIN)/python benchmarks/$$each.py --peers $(BENCH)/bin/python $(BENCH_OPTIONS) || exit 1; \
+	done
 
 clean: ## remove what was built, not .venv
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage .coverage.*
