@@ -16,8 +16,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.line_ids import line_ids
 from sempa_mlx.encoder.sparse_store import SparseStore, read_store, write_store
-from sempa_mlx.encoder.store import write_jsonl
+from sempa_mlx.encoder.text_files import write_jsonl
+from sempa_mlx.encoder.vector_form import Window
 from tests.encoder.codes import drawn_codes
 
 ANY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -41,7 +43,8 @@ def test_lists_together_have_the_vectors_of_each(encoder, left, right):
 @given(arrays(np.float32, (3, 4), elements=floats))
 def test_lines_of_json_read_back_to_the_same_float32(vectors):
     stream = io.StringIO()
-    write_jsonl(stream, [(["a", "b", "c"], vectors)])
+    names = ["a", "b", "c"]
+    write_jsonl(stream, [Window(names, vectors, line_ids(names))])
     rows = [json.loads(line)["embedding"] for line in stream.getvalue().splitlines()]
     np.testing.assert_array_equal(np.array(rows, dtype=np.float32), vectors)
 
