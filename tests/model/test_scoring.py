@@ -101,6 +101,22 @@ def test_long_prompts_and_long_completions_of_different_rows_count_together():
     assert choose_scoring(model, [long_prompt, long_answer, short], mx.float32).path == "plain"
 
 
+def test_the_longest_prompt_counts_whatever_its_tokens_are():
+    long_prompt = TokenRow((1, 2, 3, 4, 5, 6), ((6,), (7,)))
+    short = TokenRow((1, 9), ((6,), (7,)))
+    model = model_of("gemma3_text")
+    assert choose_scoring(model, [short, long_prompt], mx.float32).path == "plain"
+
+
+@pytest.mark.parametrize(("share", "path"), [(0.5, "shared"), (2.0, "plain")])
+def test_what_may_differ_grows_with_the_scored_tokens_of_a_row(monkeypatch, share, path):
+    rows = [TokenRow((1, 2, 3), ((4,) * 8, (5,) * 8)), TokenRow((1, 2, 6), ((7,) * 8, (8,) * 8))]
+    allowed = scoring.TOLERANCE[mx.float32] * 16
+    right = scoring.score_shared
+    monkeypatch.setattr(scoring, "score_shared", lambda *args: right(*args) + share * allowed)
+    assert choose_scoring(model_of("llama"), rows, mx.float32).path == path
+
+
 def test_scores_that_are_wrong_only_beside_longer_prompts_are_found(monkeypatch):
     """The longest prompt with the longest completions may hide what padding does to the others."""
     longest = TokenRow((1, 2, 3, 4, 5, 6, 7, 8), ((6, 7, 8, 9), (7,)))
