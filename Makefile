@@ -56,7 +56,7 @@ check: $(VENV)/.dev ## lint, format, types, and known weaknesses of the code and
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sempa_mlx benchmarks .ci cli.py
+	$(BIN)/bandit --quiet --configfile pyproject.toml --recursive sempa_mlx .ci cli.py
 	$(BIN)/python .ci/audit.py
 
 fuzz: $(VENV)/.dev ## run the tests of hypothesis on at least 20,000 new examples

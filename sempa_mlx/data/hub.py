@@ -32,9 +32,10 @@ def fetch_file(repo: str, filename: str, *, instead: str) -> Path | Problem:
 
     def download(*, local: bool = False) -> Path:
         # The commit is not chosen here; it is in the path, and from there in a run's results.
-        return Path(
-            hf_hub_download(repo, filename, repo_type="dataset", local_files_only=local)  # nosec B615
+        found = hf_hub_download(  # nosec B615
+            repo, filename, repo_type="dataset", local_files_only=local
         )
+        return Path(found)
 
     def fetch() -> Path:
         with suppress(errors.LocalEntryNotFoundError):
