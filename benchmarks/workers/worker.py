@@ -5,13 +5,16 @@ import sys
 from pathlib import Path
 from typing import Any
 
+# Read at once: workers that run a command put its words in the place of their own.
+JOB, REPORT = (Path(each) for each in sys.argv[1:3])
+
 
 def read_job() -> dict[str, Any]:
     """Return the job."""
-    job: dict[str, Any] = json.loads(Path(sys.argv[1]).read_text())
+    job: dict[str, Any] = json.loads(JOB.read_text())
     return job
 
 
 def write_report(report: dict[str, Any]) -> None:
     """Write what was found."""
-    Path(sys.argv[2]).write_text(json.dumps(report))
+    REPORT.write_text(json.dumps(report))
