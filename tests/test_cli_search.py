@@ -435,13 +435,6 @@ def test_options_of_the_other_kind_of_store_are_refused(space, here):
     assert "the store holds codes" in outcome.err
 
 
-@pytest.mark.parametrize("command", ["embed", "search"])
-def test_help_shows_an_example(command):
-    assert f"Example:  sempa-mlx {command}" in " ".join(
-        done(command, "--help").out.split()
-    ).replace("Example: ", "Example:  ")
-
-
 def test_a_query_without_a_code_is_warned_of(space, here):
     encoder = Encoder.load(space / "base")
     coder = drawn_coder(encoder.vectors_key)

@@ -26,7 +26,7 @@ def launched(*arguments):
         [str(word) for word in (*command, *arguments)],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=280,
         check=False,
     )
     assert found.returncode == 0, found.stdout + found.stderr

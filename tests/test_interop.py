@@ -47,7 +47,7 @@ def mlx_lm(folder, adapter=None):
     command += ["--max-tokens", str(TOKENS)]
     if adapter:
         command += ["--adapter-path", str(folder / adapter)]
-    found = subprocess.run(command, capture_output=True, check=False, timeout=110)
+    found = subprocess.run(command, capture_output=True, check=False, timeout=250)
     assert found.returncode == 0, found.stderr.decode()
     return found.stdout.decode().split("==========\n")[1].strip()
 

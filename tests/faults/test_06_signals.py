@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from tests.command import done, run, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.failing_files import temporaries
 
-DEADLINE = 100
+DEADLINE = 140
 # Step 2 lasts until a file appears, or an hour.
 SLOW = """
 import pathlib, sys, time
@@ -48,8 +49,9 @@ def wait_for(what):
         time.sleep(0.01)
 
 
-def start(space, folder):
-    """Train in a process of its own, and wait until it is in its second step."""
+@contextmanager
+def started(space, folder):
+    """Train in a process of its own, wait until it is in its second step; yield the process."""
     command = [*training(space, *SETTINGS), "--adapter-path", folder / "run"]
     process = subprocess.Popen(
         [sys.executable, "-c", SLOW, folder / "go-on", *map(str, command)],
@@ -57,9 +59,13 @@ def start(space, folder):
         text=True,
         env=os.environ | {"HF_HUB_OFFLINE": "1"},
     )
-    wait_for(lambda: (folder / "in-step-2").exists() or process.poll() is not None)
-    assert process.poll() is None
-    return process
+    try:
+        wait_for(lambda: (folder / "in-step-2").exists() or process.poll() is not None)
+        assert process.poll() is None
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def catches(process, number):
@@ -70,11 +76,11 @@ def catches(process, number):
 
 
 def test_once_ends_after_the_step_and_the_printed_command_goes_on(space, tmp_path):
-    process = start(space, tmp_path)
-    process.send_signal(signal.SIGTERM)
-    wait_for(lambda: not catches(process, signal.SIGTERM))
-    (tmp_path / "go-on").touch()
-    talk = process.communicate(timeout=DEADLINE)[1]
+    with started(space, tmp_path) as process:
+        process.send_signal(signal.SIGTERM)
+        wait_for(lambda: not catches(process, signal.SIGTERM))
+        (tmp_path / "go-on").touch()
+        talk = process.communicate(timeout=DEADLINE)[1]
     assert process.returncode == 143
     assert "stopped after step 2 of 3" in talk
     assert not (tmp_path / "run" / "run.lock").exists()
@@ -88,11 +94,11 @@ def test_once_ends_after_the_step_and_the_printed_command_goes_on(space, tmp_pat
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs Linux's /proc")
 def test_twice_ends_at_once_and_the_run_can_go_on(space, tmp_path):
     """The step would take an hour."""
-    process = start(space, tmp_path)
-    process.send_signal(signal.SIGINT)
-    wait_for(lambda: not catches(process, signal.SIGINT))
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=DEADLINE)
+    with started(space, tmp_path) as process:
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: not catches(process, signal.SIGINT))
+        process.send_signal(signal.SIGINT)
+        process.communicate(timeout=DEADLINE)
     assert process.returncode == -signal.SIGINT
     outcome = done("train", "--resume", "--adapter-path", tmp_path / "run")
     assert "was cut off: process" in outcome.err

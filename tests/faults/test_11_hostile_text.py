@@ -47,7 +47,7 @@ def test_every_line_gets_a_vector_in_its_place(space, here):
     assert [row["text"] for row in rows] == lines
     vectors = np.array([row["embedding"] for row in rows])
     assert np.isfinite(vectors).all()
-    assert sorted(path.name for path in here.iterdir()) == ["a.jsonl", "a.txt"]
+    assert sorted(path.name for path in here.iterdir()) == ["a.jsonl", "a.jsonl.json", "a.txt"]
 
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -59,7 +59,7 @@ def test_a_training_that_goes_on_is_refused_and_the_first_one_is_not_disturbed(s
     assert f"process {process.pid}, begun" in outcome.err
     done("embed", space / "notes.txt", "-o", tmp_path / "a.npy", "--adapter-path", folder)
     (tmp_path / "go-on").touch()
-    process.communicate(timeout=100)
+    process.communicate(timeout=250)
     assert process.returncode == 0
     assert not (folder / LOCK_FILE).exists()
     found, expected = ((each / "adapters.safetensors").read_bytes() for each in

@@ -51,7 +51,7 @@ def test_work_on_local_files_makes_no_connection(tmp_path):
         capture_output=True,
         text=True,
         check=False,
-        timeout=110,
+        timeout=250,
         env={**os.environ, "HF_HUB_OFFLINE": "0"},
     )
     assert done.returncode == 0, done.stderr

@@ -217,7 +217,7 @@ def test_processes_that_write_at_once_lose_nothing(path):
     processes = [writer(path, gate, first, 150) for first in (1, 151)]
     gate.touch()
     for process in processes:
-        process.communicate(timeout=60)
+        process.communicate(timeout=200)
         assert process.returncode == 0
     assert found(path, range(400)) == set(range(301))
     assert path.stat().st_size == 301 * record_size(2)
@@ -230,7 +230,7 @@ def test_a_killed_process_leaves_all_that_it_has_added(path):
     told = [process.stdout.readline() for _ in range(50)]
     os.kill(process.pid, signal.SIGKILL)
     told += process.stdout  # to its end; communicate() would pass over what is buffered
-    process.wait(timeout=60)
+    process.wait(timeout=200)
     process.stdout.close()
     added = {int(line) for line in told}
     assert len(added) >= 50
