@@ -129,6 +129,18 @@ def test_a_library_that_does_not_spell_its_name_is_not_renamed(tmp_path):
 
 
 @on_linux
+@pytest.mark.skipif(not hasattr(blas.os, "memfd_create"), reason="Linux only")
+def test_a_library_that_cannot_be_copied_is_not_loaded(tmp_path, monkeypatch):
+    library = tmp_path / "libgfortran-040039e1.so.5"
+    library.write_bytes(b"..." + library.name.encode() + b"\0...")
+
+    def refuse(_file, _data):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(blas.os, "write", refuse)
+    assert not blas._load_renamed(library, b"libgfortran.so.5")
+
+
 def test_the_package_loads_it_when_imported():
     code = """
 import sempa_mlx
