@@ -29,6 +29,14 @@ from side_by_side import (
 TEST_SETS = ("STS1[2-6]/*.tsv", "STSB/test.tsv", "SICKR/test.tsv")
 
 
+def data_folder() -> Path:
+    """Return where the sets are."""
+    folder = Path(os.environ.get("SEMPA_DATA", "../shared/data"), "sts_senteval")
+    if not folder.is_dir():
+        raise SystemExit(f"{folder}: no such folder; let SEMPA_DATA name the one that holds it")
+    return folder
+
+
 def copy_sets(source: Path, target: Path, pairs: int | None) -> int:
     """Copy the test sets, or the first pairs of each file; return how many pairs that is."""
     total = 0
@@ -81,7 +89,7 @@ def measure(arguments: argparse.Namespace) -> None:
     threads = arguments.threads
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        source = Path(os.environ["SEMPA_DATA"], "sts_senteval")
+        source = data_folder()
         pairs = copy_sets(source, folder / "sts", arguments.pairs)
         job = {"folder": str(folder), "data": str(folder / "sts"), "seed": 0}
         wanted = job | {"for": "model", "model": arguments.model}
