@@ -38,8 +38,8 @@ def shared_beginnings(rows: Sequence[Sequence[int]], price: int) -> list[int]:
 
     Returns:
         A number for each row, 0 for none, always less than its length: rows with the same number
-        and the same tokens up to there share a beginning. Each row has one beginning at most; of
-        all such choices it is one that saves most tokens.
+        and the same tokens up to there share a beginning. No beginning begins another; of all such
+        choices it is one that saves most tokens.
     """
     order = sorted(range(len(rows)), key=lambda index: tuple(rows[index][:-1]))
     alike = [_common(rows[left][:-1], rows[right][:-1]) for left, right in pairwise(order)]
