@@ -6,7 +6,6 @@ from typing import Literal
 
 import mlx.core as mx
 
-from sempa_mlx.model.begun import Begun
 from sempa_mlx.model.hidden_states import MakeTaps, Row, StateReader
 from sempa_mlx.model.prompt_shape import PromptShape
 
@@ -15,25 +14,18 @@ Pooling = Literal["last", "mean", "weighted-mean"]
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """The token rows of a batch: `rows[p][t]` is text t in prompt p, shaped as `shapes[p]` says.
-
-    `begun` is what was run of the rows of the only prompt, if anything was.
-    """
+    """The token rows of a batch: `rows[p][t]` is text t in prompt p, shaped as `shapes[p]` says."""
 
     reader: StateReader
     shapes: tuple[PromptShape, ...]
     rows: tuple[tuple[Row, ...], ...]
     pooling: Pooling
-    begun: Begun | None = None
 
     def pooled(
         self, prompt: int, layers: Collection[int], make_taps: MakeTaps | None = None
     ) -> dict[int, mx.array]:
         """Run all texts in one prompt, under taps if any; return (texts, dim) float32 by layer."""
         rows, shape = self.rows[prompt], self.shapes[prompt]
-        depth = self.reader.depth
-        if self.pooling == "last" and make_taps is None and set(layers) == {depth}:
-            return {depth: self.reader.read_ends(rows, self.begun).astype(mx.float32)}
         starts = [self._start(len(row), shape) for row in rows]
         most_shared = min(starts)
         if shape.placeholder is not None:

@@ -14,11 +14,11 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
+from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
 from sempa_mlx.encoder.description import describe, vectors_key
 from sempa_mlx.encoder.interventions import PLAIN, Parameters
 from sempa_mlx.encoder.methods import find_method
-from sempa_mlx.encoder.passes import passes
 from sempa_mlx.encoder.postprocess import at_unit_length, write_post
 from sempa_mlx.encoder.settings import (
     POST_FILE,
@@ -28,8 +28,8 @@ from sempa_mlx.encoder.settings import (
 )
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.files import write_text
-from sempa_mlx.model.begun import Begun
 from sempa_mlx.model.blocks import require_attention
+from sempa_mlx.model.forward import tokens_of_a_pass
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
@@ -206,12 +206,12 @@ class Encoder:
         places = list(slots.values())
         shape = (len(variants), len(layers), len(texts), self.hidden_size)
         vectors = np.zeros(shape, dtype=np.float32)
-        wants_ends = self.method.reads_ends and set(layers) == {self.depth}
-        begin = self._reader.begin if wants_ends else None
+        lengths = [max(map(len, each)) for each in rows]
+        groups = cut_by_length(lengths, tokens_of_a_pass(), batch_tokens)
         with dialled(self.loaded.model, self.settings.adapter_scale):
-            for group, begun in passes(rows, batch_tokens, self._world, begin):
+            for group in self._world.share(groups):
                 done = 0
-                found = self._forward([rows[index] for index in group], layers, variants, begun)
+                found = self._forward([rows[index] for index in group], layers, variants)
                 for place, index in enumerate(group):
                     vectors[:, :, places[index]] = found[:, :, [place]]
                     done += len(places[index])
@@ -251,17 +251,16 @@ class Encoder:
         texts: Sequence[tuple[Row, ...]],
         layers: Sequence[int],
         variants: Sequence[Parameters],
-        begun: Begun | None,
     ) -> np.ndarray:
         """Run one batch of texts: (variants, layers, texts, hidden size) float32."""
-        batch = self._batch(one_row_a_prompt(texts), begun)
+        batch = self._batch(one_row_a_prompt(texts))
         found = self.method.intervention.embed(batch, variants, layers)
         return np.array(mx.stack([each[layer] for each in found for layer in layers])).reshape(
             len(variants), len(layers), len(texts), -1
         )
 
-    def _batch(self, rows: tuple[tuple[Row, ...], ...], begun: Begun | None = None) -> Batch:
-        return Batch(self._reader, self._shapes, rows, self.method.pooling, begun)
+    def _batch(self, rows: tuple[tuple[Row, ...], ...]) -> Batch:
+        return Batch(self._reader, self._shapes, rows, self.method.pooling)
 
     def _finished(self, vectors: np.ndarray) -> np.ndarray:
         """Map vectors, cut them and give them unit length, as the settings say."""

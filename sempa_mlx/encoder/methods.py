@@ -66,12 +66,6 @@ class Method:
     defaults: Callable[[int], Parameters] = _final
     intervention: Intervention = PLAIN
 
-    @property
-    def reads_ends(self) -> bool:
-        """Tell whether it reads one prompt's last token, and changes nothing on the way."""
-        is_plain = self.intervention is PLAIN and len(self.templates) == 1
-        return is_plain and self.pooling == "last"
-
     def parameters(
         self,
         depth: int,

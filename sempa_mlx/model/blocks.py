@@ -125,44 +125,6 @@ def _with_heads(block: nn.Module, edit: Edit) -> nn.Module:
     return twin
 
 
-class _AtLast:
-    """Stands in for a layer, and runs it on the last token of each row only.
-
-    What it puts out, (rows, 1, dim), is added to the states of all tokens: right for the last one.
-    """
-
-    def __init__(self, layer: nn.Module, lengths: mx.array) -> None:
-        self._layer, self._last = layer, (lengths - 1)[:, None, None]
-
-    def __call__(self, x: mx.array) -> mx.array:
-        return cast("mx.array", self._layer(mx.take_along_axis(x, self._last, axis=1)))
-
-
-def only_last(model: nn.Module, lengths: mx.array) -> nn.Module:
-    """Return a shallow twin of a model that is right at the last token of each row alone.
-
-    Its last block runs its attention's output layer and its feed-forward layer on those tokens
-    only. Nothing is checked: compare with the model itself once.
-
-    Args:
-        model: the model, or a text model.
-        lengths: (rows,) int32, the tokens of each row, which are padded on the right.
-
-    Raises:
-        ModelError: the blocks are not one list.
-        AttributeError: the last block has other layers.
-    """
-    inner = text_model(model)
-    name, blocks = block_list(inner)
-    last, attention = copy(blocks[-1]), copy(blocks[-1].self_attn)
-    attention.o_proj = _AtLast(attention.o_proj, lengths)
-    last.self_attn, last.mlp = attention, _AtLast(last.mlp, lengths)
-    backbone, twin = copy(inner.model), copy(inner)
-    setattr(backbone, name, [*blocks[:-1], last])
-    twin.model = backbone
-    return twin
-
-
 def require_attention(model: nn.Module) -> None:
     """Make sure that every block is attention whose head outputs can be seen.
 

@@ -7,22 +7,23 @@ only on the hidden states that predict a completion token. `score_plain` does th
 sequences, for models whose layers do not fit this scheme, and as the oracle of the tests.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 
+from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.model.forward import (
     PLAIN_MASK_RANK,
     KeysValues,
     Past,
     final_hidden,
+    pad_right,
     run_level,
     tokens_of_a_pass,
 )
 from sempa_mlx.model.head import target_logps
-from sempa_mlx.model.levels import Level, run_by_length
 
 UNCUT = 1 << 30
 
@@ -95,7 +96,7 @@ def shared_states(
         _, trunk = run_level(model, mx.array([list(rows[0].prompt[:shared])]), None, mask_rank)
         past = Past(trunk, visible=None, positions=shared)
     own = [row.prompt[shared:] for row in rows]
-    prompts = run_by_length(model, own, lambda _: past, mask_rank, pass_tokens)
+    prompts = _run_by_length(model, own, lambda _: past, mask_rank, pass_tokens)
 
     def after_prompts(group: list[int]) -> Past:
         parents = [branch // len(rows[0].completions) for branch in group]
@@ -103,12 +104,65 @@ def shared_states(
 
     # The last token of a completion predicts nothing that is scored, so it is never run.
     inputs = [completion[:-1] or (0,) for row in rows for completion in row.completions]
-    branches = run_by_length(model, inputs, after_prompts, mask_rank, pass_tokens, keeps=False)
+    branches = _run_by_length(model, inputs, after_prompts, mask_rank, pass_tokens, keeps=False)
     return _branch_targets(prompts, branches, rows, shared)
 
 
+class _Level(NamedTuple):
+    """Rows that were run in groups of like length.
+
+    `states` is (n, dim), all final states with the padding of each group; row i has its first at
+    `starts[i]`. `layers` holds keys and values by layer, (rows, kv_heads, longest, dim), where row
+    i is at `places[i]`.
+    """
+
+    states: mx.array
+    starts: list[int]
+    layers: list[KeysValues]
+    places: list[int]
+
+
+def _run_by_length(
+    model: nn.Module,
+    rows: Sequence[Sequence[int]],
+    past_of: Callable[[list[int]], Past | None],
+    mask_rank: int,
+    pass_tokens: int,
+    *,
+    keeps: bool = True,
+) -> _Level:
+    """Run token rows in as many passes as padding makes worth it, each after its own past."""
+    starts, places = [0] * len(rows), [0] * len(rows)
+    states: list[mx.array] = []
+    parts: list[list[KeysValues]] = []
+    num_states = num_rows = 0
+    for group in cut_by_length([len(row) for row in rows], pass_tokens):
+        tokens = pad_right([rows[index] for index in group])
+        hidden, layers = run_level(model, mx.array(tokens), past_of(group), mask_rank, keeps=keeps)
+        states.append(hidden.reshape(-1, hidden.shape[-1]))
+        parts.append([levels[-1] for levels in layers])
+        for index in group:
+            starts[index], places[index] = num_states, num_rows
+            num_states += tokens.shape[1]
+            num_rows += 1
+    layers_of_all = [_joined(groups) for groups in zip(*parts, strict=True)]
+    return _Level(mx.concatenate(states), starts, layers_of_all, places)
+
+
+def _joined(groups: Sequence[KeysValues]) -> KeysValues:
+    """Join keys and values of groups of rows, padded to the longest."""
+    longest = max(keys.shape[2] for keys, _ in groups)
+
+    def padded(array: mx.array) -> mx.array:
+        missing = longest - array.shape[2]
+        return mx.pad(array, [(0, 0), (0, 0), (0, missing), (0, 0)]) if missing else array
+
+    keys, values = zip(*groups, strict=True)
+    return mx.concatenate([*map(padded, keys)]), mx.concatenate([*map(padded, values)])
+
+
 def _after_prompts(
-    trunk: list[tuple[KeysValues, ...]], prompts: Level, parents: list[int], lengths: list[int]
+    trunk: list[tuple[KeysValues, ...]], prompts: _Level, parents: list[int], lengths: list[int]
 ) -> Past:
     """Describe prompts as the past of completions: whose, and how long without the shared part."""
     longest = max(lengths)
@@ -124,7 +178,7 @@ def _after_prompts(
 
 
 def _branch_targets(
-    prompts: Level, branches: Level, rows: Sequence[TokenRow], shared: int
+    prompts: _Level, branches: _Level, rows: Sequence[TokenRow], shared: int
 ) -> TargetStates:
     """Gather the states that predict completion tokens from prompts and completions."""
     picks: list[int] = []

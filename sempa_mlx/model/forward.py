@@ -157,25 +157,19 @@ def common_prefix(rows: Sequence[Sequence[int]]) -> int:
     return limit
 
 
-def final_hidden(
-    model: nn.Module,
-    rows: Sequence[Sequence[int]],
-    shared: int = 0,
-    twin: nn.Module | None = None,
-) -> mx.array:
+def final_hidden(model: nn.Module, rows: Sequence[Sequence[int]], shared: int = 0) -> mx.array:
     """Return final-norm states of the tokens after the first `shared`, (rows, longest, dim).
 
     Rows are padded on the right; states on pads mean nothing. The `shared` leading tokens, equal in
-    all rows, are run once. A `twin` of the model runs all other tokens in its place.
+    all rows, are run once.
 
     Raises:
         SharedPrefixUnsupportedError: `shared` > 0 and the model's layers do not fit.
     """
-    twin = model if twin is None else twin
     if shared == 0:
-        whole: mx.array = text_model(twin).model(mx.array(pad_right(rows)))
+        whole: mx.array = text_model(model).model(mx.array(pad_right(rows)))
         return whole
     _, layers = run_level(model, mx.array([list(rows[0][:shared])]), None, PLAIN_MASK_RANK)
     past = Past(layers, visible=None, positions=shared)
     rest = mx.array(pad_right([row[shared:] for row in rows]))
-    return run_level(twin, rest, past, PLAIN_MASK_RANK, keeps=False)[0]
+    return run_level(model, rest, past, PLAIN_MASK_RANK, keeps=False)[0]

@@ -8,9 +8,7 @@ import mlx.nn as nn
 import numpy as np
 
 from sempa_mlx.data.templates import PROMPTEOL
-from sempa_mlx.errors import ModelError
-from sempa_mlx.model.begun import Begun, begin
-from sempa_mlx.model.blocks import TappedModel, Taps, only_last
+from sempa_mlx.model.blocks import TappedModel, Taps
 from sempa_mlx.model.forward import (
     GROUPED_MASK_RANK,
     PLAIN_MASK_RANK,
@@ -25,7 +23,6 @@ from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import tokenize_texts
 
 MIN_SHARED = 2  # fewer leading tokens are not worth a level of their own
-MANY_ROWS = 64  # fewer rows save less than finding out how the model can save
 PROBE = ("A short sentence", "One more sentence, somewhat longer than the first")
 CANNOT_SHARE = (SharedPrefixUnsupportedError, ValueError, TypeError, AttributeError, IndexError)
 Row = tuple[int, ...]
@@ -64,7 +61,6 @@ class StateReader:
         self._can_share: bool | None = None
         self._last_rank: int | None = None
         self._tried_last = False
-        self._can_end: bool | None = None
 
     @property
     def depth(self) -> int:
@@ -91,78 +87,13 @@ class StateReader:
         Raises:
             ModelError: the model's blocks do not allow it.
         """
-        shared = self._shared(rows, most_shared)
+        shared = min(common_prefix(rows), most_shared)
+        if shared < MIN_SHARED or not self._shares_exactly():
+            shared = 0
         try:
             return self._read(rows, layers, shared, make_taps)
         except SharedPrefixUnsupportedError:  # longer than the model's attention window
             return self._read(rows, layers, 0, make_taps)
-
-    def _shared(self, rows: Sequence[Row], most_shared: int) -> int:
-        """Return how many leading tokens are run once for all rows."""
-        shared = min(common_prefix(rows), most_shared)
-        return shared if shared >= MIN_SHARED and self._shares_exactly() else 0
-
-    def begin(self, rows: Sequence[Row]) -> Begun | None:
-        """Run once what several of many rows begin with; None if that saves nothing or misfits.
-
-        No gradient flows through what was run.
-        """
-        if len(rows) < MANY_ROWS or not self._shares_exactly():
-            return None
-        mask_rank = self._rank_for_last()
-        if mask_rank is None:
-            return None
-        try:
-            return begin(self._loaded.model, rows, mask_rank)
-        except SharedPrefixUnsupportedError:  # longer than the model's attention window
-            return None
-
-    def read_ends(self, rows: Sequence[Row], begun: Begun | None = None) -> mx.array:
-        """Return the final states of the last tokens of rows, (rows, dim).
-
-        Args:
-            rows: token ids; none is empty.
-            begun: what was run of these rows; by default nothing was.
-        """
-        if begun is not None:
-            try:
-                return self._ends_after(rows, begun)
-            except SharedPrefixUnsupportedError:  # longer than the model's attention window
-                return self._ends(rows, 0)
-        try:
-            return self._ends(rows, self._shared(rows, min(map(len, rows)) - 1))
-        except SharedPrefixUnsupportedError:
-            return self._ends(rows, 0)
-
-    def _ends(self, rows: Sequence[Row], shared: int) -> mx.array:
-        positions = Positions(shared, mx.array([len(row) - shared for row in rows]))
-        twin = self._ending(positions.lengths) if len(rows) >= MANY_ROWS else None
-        states = final_hidden(self._loaded.model, rows, shared, twin)
-        return positions.last(states)[:, 0]
-
-    def _ends_after(self, rows: Sequence[Row], begun: Begun) -> mx.array:
-        rest = begun.rest(rows)
-        lengths = mx.array([len(row) for row in rest])
-        states = begun.run(self._ending(lengths), rest)
-        return Positions(0, lengths).last(states)[:, 0]
-
-    def _ending(self, lengths: mx.array) -> nn.Module:
-        """Return a twin of the model for last tokens alone; itself if it has none that is exact."""
-        if self._can_end is None:
-            self._can_end = self._try_ending()
-        model = self._loaded.model
-        return only_last(model, lengths) if self._can_end else model
-
-    def _try_ending(self) -> bool:
-        rows = self._probe()
-        whole = Positions(0, mx.array([len(row) for row in rows]))
-        model = self._loaded.model
-        expected = whole.last(final_hidden(model, rows))
-        try:
-            found = final_hidden(model, rows, twin=only_last(model, whole.lengths))
-            return self._is_equal(whole.last(found), expected)
-        except (*CANNOT_SHARE, ModelError):
-            return False
 
     def _read(
         self, rows: Sequence[Row], layers: Collection[int], shared: int, make_taps: MakeTaps | None

@@ -1,5 +1,4 @@
 import functools
-import itertools
 import json
 import warnings
 
@@ -125,31 +124,6 @@ def test_running_the_shared_prefix_once_changes_nothing(kind):
     apart._reader._can_share = False
     np.testing.assert_allclose(sharing.encode(TEXTS), apart.encode(TEXTS), atol=1e-5)
     assert sharing._reader._can_share
-
-
-MANY = [
-    f"{begin} {word} {place}"
-    for place, (begin, word) in enumerate(
-        itertools.product(
-            ("Two dogs run", "A man is reading", "A man sleeps", ""), "abcdefghijklmnopqr"
-        )
-    )
-]
-
-
-@pytest.mark.parametrize("kind", [*SHARING, *MISFITS])
-@pytest.mark.parametrize("method", ["prompteol", "last"])
-def test_what_many_texts_begin_with_is_run_once_and_changes_nothing(monkeypatch, kind, method):
-    monkeypatch.setattr("sempa_mlx.model.begun.tokens_of_a_pass", lambda: 4)
-    encoder, begun = encoder_of(kind, method=method), []
-    begin = encoder._reader.begin
-    monkeypatch.setattr(
-        encoder._reader, "begin", lambda rows: begun.append(begin(rows)) or begun[-1]
-    )
-    found = encoder.encode(MANY)
-    apart = np.concatenate([encoder_of(kind, method=method).encode([text]) for text in MANY])
-    np.testing.assert_allclose(found, apart, atol=1e-5)
-    assert (begun[0] is not None) == (kind in SHARING and method == "prompteol")
 
 
 @pytest.mark.parametrize("kind", MISFITS)

@@ -9,14 +9,7 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError
-from sempa_mlx.model.blocks import (
-    TappedModel,
-    Taps,
-    find_blocks,
-    only_last,
-    require_attention,
-)
-from sempa_mlx.model.forward import final_hidden
+from sempa_mlx.model.blocks import TappedModel, Taps, find_blocks, require_attention
 from sempa_mlx.model.hidden_states import tapped_states
 from sempa_mlx.model.lora import attach
 from tests.encoder.oracle import walk
@@ -273,51 +266,3 @@ def test_attention_is_asked_for_in_every_block():
     with pytest.raises(ModelError) as caught:
         require_attention(model_of("lfm2"))
     assert caught.value.problems[0].evidence == "no self-attention with an `o_proj` in blocks 0, 1"
-
-
-def ends(model, twin=None):
-    states = final_hidden(model, ROWS, twin=twin)
-    return mx.stack([states[place, len(row) - 1] for place, row in enumerate(ROWS)])
-
-
-LENGTHS = mx.array([len(row) for row in ROWS])
-
-
-@pytest.mark.parametrize("kind", [*SHARING, "gemma3_text"])
-def test_a_twin_for_last_tokens_is_right_there_and_nowhere_else(kind):
-    model = model_of(kind)
-    twin = only_last(model, LENGTHS)
-    np.testing.assert_allclose(np.array(ends(model, twin)), np.array(ends(model)), atol=2e-5)
-    others = np.abs(np.array(final_hidden(model, ROWS, twin=twin) - final_hidden(model, ROWS)))
-    assert others[0, :-1].max() > 0.1
-
-
-def test_a_twin_for_last_tokens_runs_fewer_of_them(monkeypatch):
-    model = tiny_model("llama")
-    sizes, mlp = [], type(model.layers[0].mlp)
-    original = mlp.__call__
-    monkeypatch.setattr(mlp, "__call__", lambda self, x: sizes.append(x.shape) or original(self, x))
-    mx.eval(ends(model, only_last(model, LENGTHS)))
-    assert [shape[1] for shape in sizes] == [8, 8, 1]
-
-
-def test_gradients_flow_through_a_twin_for_last_tokens():
-    model = tiny_model("llama")
-    attach(model, LoraConfig(rank=2), 0)
-    for name, value in tree_flatten(model.trainable_parameters()):
-        if name.endswith("lora_b"):
-            model.load_weights([(name, mx.ones_like(value) * 0.1)], strict=False)
-
-    def gradients(twin_of):
-        loss = nn.value_and_grad(model, lambda: mx.square(ends(model, twin_of())).sum())
-        return dict(tree_flatten(loss()[1]))
-
-    expected = gradients(lambda: None)
-    found = gradients(lambda: only_last(model, LENGTHS))
-    for name, value in expected.items():
-        np.testing.assert_allclose(np.array(found[name]), np.array(value), atol=2e-3, rtol=1e-4)
-
-
-def test_a_model_with_other_layers_has_no_twin_for_last_tokens():
-    with pytest.raises(AttributeError):
-        only_last(model_of("lfm2"), LENGTHS)
