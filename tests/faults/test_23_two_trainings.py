@@ -14,7 +14,7 @@ from sempa_mlx.errors import RunError
 from sempa_mlx.run.lock import LOCK_FILE, locked, refuse_in_use
 from tests.command import done, files_below, refused, training
 from tests.faults.conftest import SETTINGS
-from tests.faults.test_06_signals import start
+from tests.faults.test_06_signals import started
 
 HOLDER = """
 import sys
@@ -53,13 +53,13 @@ def test_a_second_training_is_refused_with_process_and_age(space, holder, tmp_pa
 
 
 def test_a_training_that_goes_on_is_refused_and_the_first_one_is_not_disturbed(space, tmp_path):
-    process = start(space, tmp_path)
     folder = tmp_path / "run"
-    outcome = refused(1, "train", "--resume", "--adapter-path", folder)
-    assert f"process {process.pid}, begun" in outcome.err
-    done("embed", space / "notes.txt", "-o", tmp_path / "a.npy", "--adapter-path", folder)
-    (tmp_path / "go-on").touch()
-    process.communicate(timeout=250)
+    with started(space, tmp_path) as process:
+        outcome = refused(1, "train", "--resume", "--adapter-path", folder)
+        assert f"process {process.pid}, begun" in outcome.err
+        done("embed", space / "notes.txt", "-o", tmp_path / "a.npy", "--adapter-path", folder)
+        (tmp_path / "go-on").touch()
+        process.communicate(timeout=250)
     assert process.returncode == 0
     assert not (folder / LOCK_FILE).exists()
     found, expected = ((each / "adapters.safetensors").read_bytes() for each in

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from sempa_mlx.config import LoraConfig
-from sempa_mlx.model import forward, levels
+from sempa_mlx.model import completions, forward
 from sempa_mlx.model.completions import UNCUT, TokenRow, score_plain, score_shared
 from sempa_mlx.model.forward import (
     GROUPED_MASK_RANK,
@@ -238,7 +238,7 @@ def test_pads_are_inert(kind, monkeypatch):
             padded[index, : len(row)] = row
         return padded.astype(np.int32)
 
-    for module in (forward, levels):
+    for module in (forward, completions):
         monkeypatch.setattr(module, "pad_right", pad_with_noise)
     np.testing.assert_allclose(
         np.array(score_shared(model, rows, *uncut)), np.array(shared), atol=1e-5
