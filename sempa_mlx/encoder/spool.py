@@ -6,14 +6,15 @@ The files have no name: they go when nothing maps them any more.
 import tempfile
 from array import array
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import IO
 
 import numpy as np
 
+from sempa_mlx.disk import writing
 from sempa_mlx.encoder.line_ids import ID_BYTES, line_ids
 from sempa_mlx.encoder.npy_file import as_bytes
 from sempa_mlx.encoder.text_files import Rows
-from sempa_mlx.errors import ResourceError
 
 
 class SpooledTexts:
@@ -47,8 +48,9 @@ def spool(rows: Rows, dim: int) -> Spooled:
 
     Raises:
         ResourceError: the disk with temporary files is full.
+        RunError: that disk is broken.
     """
-    place = tempfile.gettempdir()
+    place = Path(tempfile.gettempdir())
     ends = array("q", [0])
     with (
         tempfile.TemporaryFile() as vectors,
@@ -58,13 +60,10 @@ def spool(rows: Rows, dim: int) -> Spooled:
         for some, block in rows:
             encoded = [text.encode() for text in some]
             parts = (as_bytes(block), line_ids(some).tobytes(), b"".join(encoded))
-            try:
+            with writing(place):
                 for file, content in zip((vectors, ids, texts), parts, strict=True):
                     file.write(content)
                     file.flush()
-            except OSError as error:
-                reason = error.strerror or error
-                raise ResourceError(f"cannot write into {place}: {reason}") from error
             for each in encoded:
                 ends.append(ends[-1] + len(each))
         count = len(ends) - 1
