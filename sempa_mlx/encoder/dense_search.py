@@ -3,19 +3,16 @@
 import json
 import mmap
 import operator
-import zipfile
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from struct import error as StructError
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.line_ids import ID_BYTES, read_ids
+from sempa_mlx.encoder.mapped_array import DAMAGED
 from sempa_mlx.encoder.npy_file import read_npy
 from sempa_mlx.encoder.npz_file import read_npz
 from sempa_mlx.encoder.parquet_file import read_header, read_parquet
@@ -31,10 +28,6 @@ from sempa_mlx.errors import DataError, Problem, UsageError
 
 MADE_OF = ("vectors", "dtype", "normalize", "truncate_dim", "post")  # what vectors depend on
 INSIDE = ("npz", "safetensors", "parquet")  # formats that say themselves what made them
-DAMAGED = (
-    *(ValueError, KeyError, OSError, EOFError, NotImplementedError, StructError),
-    *(zipfile.BadZipFile, zlib.error, SafetensorError),
-)
 BLOCK_BYTES = 1 << 25  # of rows read together, and of their cosines
 
 

@@ -1,12 +1,23 @@
 """Arrays mapped from disk, whatever stands in the file."""
 
 import warnings
+import zipfile
+import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from struct import error as StructError
 from tokenize import TokenError
 
 import numpy as np
+from safetensors import SafetensorError
+
+# What reading a file of arrays raises where it is not whole or something else; the unimplemented is
+# a way of packing that zipfile does not know.
+DAMAGED = (
+    *(ValueError, KeyError, OSError, EOFError, NotImplementedError, StructError),
+    *(zipfile.BadZipFile, zlib.error, SafetensorError),
+)
 
 
 def map_array(path: Path) -> np.ndarray:

@@ -15,17 +15,15 @@ All of it lies in memory while it is written or read; the dense vectors never do
 import hashlib
 import json
 import zipfile
-import zlib
 from dataclasses import dataclass, field
 from pathlib import Path
-from struct import error as StructError
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors import SafetensorError
 
 from sempa_mlx.encoder import npz_file, safetensors_file
-from sempa_mlx.encoder.mapped_array import plain_errors
+from sempa_mlx.encoder.mapped_array import DAMAGED, plain_errors
 from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.files import replacing_together
@@ -110,7 +108,6 @@ def read_store(path: Path) -> SparseStore:
     if not path.is_file():
         fix = f"embed a file: sempa-mlx embed FILE --sparse CODER -o {path}"
         raise DataError(Problem("no such file", str(path), fix=fix))
-    damaged = (zipfile.BadZipFile, zlib.error, StructError, NotImplementedError, SafetensorError)
     # MemoryError: an array says that it is longer than any memory.
     try:
         arrays, header = _read_npz(path) if _is_zip(path) else _read_safetensors(path)
@@ -120,7 +117,7 @@ def read_store(path: Path) -> SparseStore:
         if about["digest"] != _digest(arrays):
             raise ValueError("its content is not what was written")
         return SparseStore(_codes(arrays), about, _texts(arrays))
-    except (*damaged, KeyError, ValueError, TypeError, EOFError, OSError, MemoryError) as error:
+    except (*DAMAGED, TypeError, MemoryError) as error:
         raise DataError(Problem(f"not a store of codes ({error})", str(path))) from error
 
 
