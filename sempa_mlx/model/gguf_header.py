@@ -6,15 +6,16 @@ fault, an assertion, a division by zero). So every length is held against the fi
 
 import mmap
 from pathlib import Path
-from struct import Struct
+from struct import Struct, calcsize
 
 from sempa_mlx.errors import ModelError, Problem
 
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 MAX_DIMENSIONS = 4  # llama.cpp's own limit
-_STRING, _ARRAY = 8, 9
-_SCALAR_BYTES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
+STRING, ARRAY = 8, 9
+# Kinds of numbers, as the module struct calls them.
+SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
 _U32 = 4
 _ALIGNMENT = b"general.alignment"
 _LONGEST_NAME = 1 << 16
@@ -93,9 +94,9 @@ def _walk_value(cursor: _Cursor) -> None:
         alignment = cursor.int32() if kind == _U32 else 0
         if alignment == 0 or alignment & (alignment - 1):
             raise ValueError("the alignment is no power of two")
-    elif kind == _STRING:
+    elif kind == STRING:
         cursor.skip_string()
-    elif kind == _ARRAY:
+    elif kind == ARRAY:
         _walk_array(cursor)
     else:
         cursor.skip(_scalar_bytes(kind))
@@ -103,7 +104,7 @@ def _walk_value(cursor: _Cursor) -> None:
 
 def _walk_array(cursor: _Cursor) -> None:
     kind, count = cursor.int32(), cursor.int64()
-    if kind != _STRING:
+    if kind != STRING:
         cursor.skip(_scalar_bytes(kind) * count)
         return
     for _ in range(count):
@@ -111,9 +112,9 @@ def _walk_array(cursor: _Cursor) -> None:
 
 
 def _scalar_bytes(kind: int) -> int:
-    if kind not in _SCALAR_BYTES:
+    if kind not in SCALARS:
         raise ValueError(f"values of type {kind} are not read here")
-    return _SCALAR_BYTES[kind]
+    return calcsize(f"<{SCALARS[kind]}")
 
 
 def _walk_tensor(cursor: _Cursor) -> None:

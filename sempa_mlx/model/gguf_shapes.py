@@ -11,10 +11,8 @@ import mlx.core as mx
 
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.gguf import GgufFile, check_family
-from sempa_mlx.model.gguf_header import MAGIC, check_header
+from sempa_mlx.model.gguf_header import ARRAY, MAGIC, SCALARS, STRING, check_header
 
-_SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
-_TEXT, _ARRAY = 8, 9
 _TABLE = "rope_freqs.weight"  # its values would be needed, not its shape
 
 
@@ -49,10 +47,10 @@ def _text(file: BinaryIO) -> str:
 
 
 def _value(file: BinaryIO, kind: int) -> Any:  # noqa: ANN401 - metadata holds any scalar or list
-    if kind == _TEXT:
+    if kind == STRING:
         return _text(file)
-    if kind != _ARRAY:
-        return _number(file, _SCALARS[kind])
+    if kind != ARRAY:
+        return _number(file, SCALARS[kind])
     inner, count = _number(file, "I"), _number(file, "Q")
     return [_value(file, inner) for _ in range(count)]
 
