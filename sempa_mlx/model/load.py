@@ -5,7 +5,6 @@ The only module that loads through mlx-lm. Code from a model's repository is nev
 
 import difflib
 import json
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,7 @@ from sempa_mlx import runtime
 from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import use_fast_swiglu
-from sempa_mlx.model.folder_config import check_folder
+from sempa_mlx.model.folder_config import check_folder, fix_for_code
 from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.head import text_model
@@ -272,24 +271,5 @@ def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, Tokeniz
     ) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = f"mlx-lm cannot load this model: {reason}"
-        raise ModelError(Problem(what, str(path), fix=_fix_for_code(path))) from error
+        raise ModelError(Problem(what, str(path), fix=fix_for_code(path))) from error
     return model, tokenizer
-
-
-def _fix_for_code(path: Path) -> str:
-    """Say that code in a model's folder is not run, if its settings name any."""
-    named = []
-    for name in ("config.json", "tokenizer_config.json"):
-        with suppress(OSError, ValueError, RecursionError):
-            settings = json.loads((path / name).read_text(encoding="utf-8"))
-            if isinstance(settings, dict):
-                named += [
-                    f"{key} in {name}" for key in ("auto_map", "model_file") if key in settings
-                ]
-    if not named:
-        return ""
-    return (
-        f"it brings code of its own ({', '.join(named)}), which is never run; take a model of a "
-        "type that mlx-lm knows, or convert it to one where you trust that code: "
-        "python -m mlx_lm convert --trust-remote-code"
-    )
