@@ -125,14 +125,19 @@ def training(folder, *sets, model=None, data=None, dev=None):
     return ["train", *named, *(word for text in (*fixed, *sets) for word in ("--set", text))]
 
 
-def prepared(folder, *sets, data=None):
-    """Prepare a run of these settings, on files of `folder` where none are named."""
+def run_settings(folder, *sets, data=None, model=None):
+    """Settings of a run on files of `folder` where none are named."""
     files = (
-        f"model.name={folder / 'base'}",
+        f"model.name={model or folder / 'base'}",
         f"data.train={data or folder / 'pairs.jsonl'}",
         f"eval.data={folder / 'dev.tsv'}",
     )
-    config = resolve_config(sets=[*files, *sets]).config
+    return resolve_config(sets=[*files, *sets]).config
+
+
+def prepared(folder, *sets, data=None):
+    """Prepare a run of these settings, on files of `folder` where none are named."""
+    config = run_settings(folder, *sets, data=data)
     return prepare_run(config, read_run_data(config))
 
 

@@ -60,3 +60,10 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data not found; set SEMPA_DATA")
     return folder
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> Path:
+    """Work in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path

@@ -57,13 +57,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 @pytest.fixture(scope="module")
 def vectors(space):
     return Encoder.load(space / "run").encode(SENTENCES)

@@ -13,10 +13,7 @@ from sempa_mlx.config_resolve import resolve_config
 from tests.command import done, files_below, refused
 
 
-@pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
+pytestmark = pytest.mark.usefixtures("here")
 
 
 def test_recipes_are_listed_with_their_purpose():

@@ -31,13 +31,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def of_sets(space, *options):
     tasks = ["--data", space / "sts", "--tasks", "STS12,STSB"]
     return ["eval", "sts", *tasks, "--model", space / "base", *options]

@@ -33,13 +33,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def hits_of(outcome):
     return outcome.document["queries"][0]["hits"]
 

@@ -36,13 +36,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def generation(space, *options):
     return ["eval", "generation", "--adapter-path", space / "run", *options]
 

@@ -43,13 +43,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def embed(space, *options, model="base"):
     return ["embed", space / "notes.txt", "-o", "a.npy", "--model", space / model, *options]
 

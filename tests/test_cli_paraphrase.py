@@ -28,13 +28,6 @@ def folder(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def of_base(folder):
     return ["--model", folder / "base", *FREE]
 

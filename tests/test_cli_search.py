@@ -43,13 +43,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def base_options(space, coder="topk"):
     return ["--model", space / "base", "--sparse", space / f"{coder}.safetensors"]
 

@@ -8,7 +8,6 @@ import pytest
 from mlx.utils import tree_flatten
 
 from sempa_mlx import runtime
-from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.errors import ModelError
 from sempa_mlx.evaluation.sts import distinct_sentences
 from sempa_mlx.model.gguf import read_gguf
@@ -18,7 +17,15 @@ from sempa_mlx.run.estimate import estimate_run
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import tokenize_rows
 from sempa_mlx.training.trainer import count_parameters
-from tests.command import done, prepared, refused, training, write_inputs, write_triplets
+from tests.command import (
+    done,
+    prepared,
+    refused,
+    run_settings,
+    training,
+    write_inputs,
+    write_triplets,
+)
 from tests.tiny import write_tiny_folder
 from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
 
@@ -38,12 +45,7 @@ def rate(monkeypatch):
 
 
 def estimated(folder, *sets, model=None):
-    files = (
-        f"model.name={model or folder / 'base'}",
-        f"data.train={folder / 'many.jsonl'}",
-        f"eval.data={folder / 'dev.tsv'}",
-    )
-    config = resolve_config(sets=[*files, *sets]).config
+    config = run_settings(folder, *sets, data=folder / "many.jsonl", model=model)
     return estimate_run(config, read_run_data(config))
 
 

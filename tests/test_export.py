@@ -41,13 +41,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def export(form, run, *more):
     return ("export", "--to", form, "--adapter-path", run, "--out", "out", *more)
 

@@ -28,13 +28,6 @@ def space(tmp_path_factory):
 
 
 @pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
-@pytest.fixture
 def hub(monkeypatch):
     """A Hub that remembers what it was asked for, and can be told to refuse."""
     found = SimpleNamespace(created=[], uploaded=[], error=None, is_private=True)

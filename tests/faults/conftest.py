@@ -16,10 +16,3 @@ def space(tmp_path_factory):
     (folder / "notes.txt").write_text("".join(f"{text}\n" for text in SENTENCES))
     done(*training(folder, *SETTINGS), "--adapter-path", folder / "run")
     return folder
-
-
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path

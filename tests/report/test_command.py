@@ -32,13 +32,6 @@ def space(tmp_path_factory):
     return folder
 
 
-@pytest.fixture
-def here(tmp_path, monkeypatch):
-    """An empty folder to work in."""
-    monkeypatch.chdir(tmp_path)
-    return tmp_path
-
-
 def report(space, *options, out="report.html"):
     done("report", space / "run", "--out", out, *options)
     return checked(Path(out).read_text(encoding="utf-8"))
