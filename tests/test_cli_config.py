@@ -12,7 +12,6 @@ from sempa_mlx.config_recipes import list_recipes, recipe_path
 from sempa_mlx.config_resolve import resolve_config
 from tests.command import done, files_below, refused
 
-
 pytestmark = pytest.mark.usefixtures("here")
 
 
