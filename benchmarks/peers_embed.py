@@ -209,6 +209,5 @@ def measure(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = options(__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--sentences", type=int, default=10_000)
     measure(parser.parse_args())

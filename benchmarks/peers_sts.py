@@ -118,6 +118,5 @@ def measure(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = options(__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--pairs", type=int, help="the first so many of each file")
     measure(parser.parse_args())

@@ -156,7 +156,6 @@ def measure(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = options(__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--data", help="preference file; default: NLI under SEMPA_DATA, else demo")
     parser.add_argument("--steps", type=int, default=11)
     parser.add_argument("--batch-size", type=int, default=8)

@@ -143,7 +143,6 @@ def measure(arguments: argparse.Namespace) -> None:
 
 if __name__ == "__main__":
     parser = options(__doc__)
-    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--rows", type=int, nargs="+", default=[1000, 10_000, 100_000])
     parser.add_argument("--lengths", type=int, nargs="+", default=[16, 32, 64, 128, 256, 512])
     parser.add_argument("--candidates", type=int, nargs="+", default=[2, 3, 4, 6, 8])

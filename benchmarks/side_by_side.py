@@ -133,6 +133,7 @@ def markdown(columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 def options(text: str, *, repeats: int = 3) -> argparse.ArgumentParser:
     """Return the command line that all of these benchmarks have."""
     parser = argparse.ArgumentParser(description=text.splitlines()[0])
+    parser.add_argument("--model", default="smollm2-135m")
     parser.add_argument("--quick", action="store_true", help="a few rows, once: does it work?")
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--threads", type=int, default=1)
