@@ -21,6 +21,27 @@ from types import ModuleType
 SYSTEM_NAMES = ("libopenblas.so.0", "libopenblas.so")
 
 
+def preload_blas_before_mlx() -> None:
+    """Load an OpenBLAS as soon as mlx is imported; what needs no mlx, such as help, does not wait.
+
+    Warns if mlx has been imported already and computes on the CPU.
+    """
+    if "mlx.core" in sys.modules:
+        preload_blas()
+    else:
+        sys.meta_path.insert(0, _BeforeMlx())
+
+
+class _BeforeMlx:
+    """Sees mlx being looked for, and leaves finding it to the others."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        """Load the BLAS once, for the first part of mlx."""
+        if fullname in ("mlx", "mlx.core"):
+            sys.meta_path.remove(self)
+            preload_blas()
+
+
 @functools.cache
 def preload_blas() -> str | None:
     """Load an OpenBLAS for mlx, once, on Linux only.
@@ -46,7 +67,7 @@ def _warn_if_slow(mlx: ModuleType) -> None:
     if mlx.default_device().type == mlx.cpu:
         warnings.warn(
             "mlx was imported before sempa_mlx and keeps its slow CPU BLAS; import sempa_mlx first",
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

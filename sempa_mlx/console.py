@@ -9,13 +9,15 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console as RichConsole
-from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from sempa_mlx.errors import SempaError
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 Mode = Literal["human", "json", "quiet"]
 PLAIN_EVERY_SECONDS = 10.0
@@ -164,7 +166,15 @@ class Console:
         else:
             yield self._plain_progress(label, total, unit)
 
-    def _bar(self) -> Progress:
+    def _bar(self) -> "Progress":
+        from rich.progress import (
+            BarColumn,
+            Progress,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+
         return Progress(
             TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=24),
@@ -195,6 +205,8 @@ class Console:
     def steps(self, total: int) -> Iterator[Callable[[int, Sequence[str]], None]]:
         """Show a training run; yields a function of (steps done, facts, most important first)."""
         if self.is_live:
+            from rich.progress import Progress, TextColumn, TimeRemainingColumn
+
             columns = (
                 TextColumn("step {task.completed}/{task.total}", markup=False),
                 TextColumn("{task.fields[facts]}", markup=False),

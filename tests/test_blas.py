@@ -141,17 +141,21 @@ def test_a_library_that_cannot_be_copied_is_not_loaded(tmp_path, monkeypatch):
     assert not blas._load_renamed(library, b"libgfortran.so.5")
 
 
-def test_the_package_loads_it_when_imported():
+def test_the_package_loads_it_with_mlx():
     code = """
+import ctypes
 import sempa_mlx
-assert "mlx.core" not in sys.modules
 from sempa_mlx.blas import preload_blas
-before = preload_blas()
+is_there = lambda: hasattr(ctypes.CDLL(None), "openblas_get_num_threads")
+before = is_there()
 import mlx.core
-print(json.dumps([before, preload_blas()]))
+after = is_there()
+print(json.dumps([before, after, preload_blas()]))
 """
-    before, after = run(code)
-    assert before == after == run("print(json.dumps(blas.preload_blas()))")
+    before, after, library = run(code)
+    assert not before, "help does not wait for it"
+    assert after == (library is not None)
+    assert library == run("print(json.dumps(blas.preload_blas()))")
 
 
 # In this process: paths that a machine takes where a package is missing

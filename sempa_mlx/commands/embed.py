@@ -53,6 +53,8 @@ class EmbedRequest:
 
 def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, force: bool) -> None:
     """Embed a file into a file, or stdin into JSON lines on stdout."""
+    # Before mlx is imported, which may take longer than people wait without a word.
+    console.say(f"reading {'stdin' if request.file == STREAM else request.file}")
     from sempa_mlx.encoder.methods import find_method
 
     request = with_run_as_run(request)

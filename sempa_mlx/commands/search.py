@@ -48,6 +48,7 @@ class Found:
 
 def run_search(console: Console, request: SearchRequest) -> None:
     """Find the lines nearest to one text, or to each line of stdin."""
+    console.say(f"searching {request.store}")
     kind = _kind(request)
     queries = _queries(request.query)
     if kind == DENSE:
