@@ -18,6 +18,7 @@ from mlx.utils import tree_flatten, tree_map
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.model.blocks import find_blocks
 from sempa_mlx.model.forward import BranchCache, KeysValues
+from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import text_model
 
 # Largest relative difference of gradients that another order of sums can explain.
@@ -73,7 +74,7 @@ def _gradients(model: nn.Module, loss: Callable[[], mx.array]) -> dict[str, mx.a
     was_training = model.training
     model.train()
     try:
-        gradients = nn.value_and_grad(model, lambda _: loss())(model)[1]
+        gradients = value_and_grad(model, lambda _: loss())(model)[1]
     finally:
         model.train(was_training)
     mx.eval(gradients)

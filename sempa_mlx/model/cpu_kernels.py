@@ -126,6 +126,21 @@ def logsumexp(logits: mx.array) -> mx.array:
     return cast("mx.array", _logsumexp_float32(logits))
 
 
+def warm_up() -> None:
+    """Trace the compiled functions on the current stream, before a gradient is taken.
+
+    mlx 0.32 keeps one trace a stream and number of axes. Where the first call lies inside a
+    gradient and its array does not depend on what is differentiated, that trace has the shape of
+    this very array in it, and every later call with a smaller one goes wrong.
+    """
+    for shape in ((1, 2), (1, 1, 2)):
+        zeros = mx.zeros(shape)
+        parts = _exp_negative(zeros)
+        _product(*parts)
+        _gated(zeros, zeros, *parts)
+        _gated_gradients(zeros, zeros, *parts, zeros)
+
+
 def use_fast_swiglu(model: nn.Module, dtype: mx.Dtype) -> bool:
     """Let a model's own code find the fast SwiGLU, on a CPU in float32; tell whether it does.
 

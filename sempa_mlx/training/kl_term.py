@@ -15,6 +15,7 @@ from mlx.utils import tree_map
 from sempa_mlx.data.batching import batches_by_length
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.forward import final_hidden
+from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import trained_kl
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.model.scoring import Scorer
@@ -46,7 +47,7 @@ class KlTerm(Generic[Part]):
         """
         self._model, self._weight = model, weight
         self._parts_of, self._states_of = parts_of, states_of
-        self._loss_and_grad = nn.value_and_grad(model, self._loss)
+        self._loss_and_grad = value_and_grad(model, self._loss)
 
     def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
         """Return loss and gradients of a batch of rows, given by their indices."""

@@ -14,6 +14,7 @@ import numpy as np
 from sempa_mlx.config import ObjectiveConfig
 from sempa_mlx.data.batching import batches_by_length
 from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.scoring import Scored, Scorer, score_states
 from sempa_mlx.training.contribution import Contribution
 from sempa_mlx.training.reference import Reference
@@ -38,8 +39,8 @@ class PreferenceTerm:
         self._reference = reference
         self._objective = Objective(settings)
         self._micro_batch_tokens = micro_batch_tokens
-        self._loss_and_grad = nn.value_and_grad(model, self._loss)
-        self._pulled_grad = nn.value_and_grad(model, self._pulled)
+        self._loss_and_grad = value_and_grad(model, self._loss)
+        self._pulled_grad = value_and_grad(model, self._pulled)
 
     def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
         """Return loss and gradients of a batch of rows, given by their indices.

@@ -15,6 +15,7 @@ import mlx.nn as nn
 import numpy as np
 
 from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.training.contribution import Contribution
@@ -66,8 +67,8 @@ class SentenceTerm:
         self._model, self._rows, self._embed = model, rows, embed
         self._losses = losses
         self._micro_batch_tokens = micro_batch_tokens
-        self._pulled_grad = nn.value_and_grad(model, self._pulled)
-        self._whole_grad = nn.value_and_grad(
+        self._pulled_grad = value_and_grad(model, self._pulled)
+        self._whole_grad = value_and_grad(
             model, lambda sentences, base, rows: self._loss(embed(sentences), base, rows, sentences)
         )
         self._base: dict[Sentence, np.ndarray] = {}

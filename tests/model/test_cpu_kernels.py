@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -189,3 +192,19 @@ def test_logsumexp_forbids_tokens_and_tells_nan():
 def test_logsumexp_in_half_precision_is_mlx_own():
     logits = mx.array([[1.0, 2.0, 3.0]], dtype=mx.float16)
     assert mx.array_equal(logsumexp(logits), mx.logsumexp(logits, axis=-1, keepdims=True))
+
+
+def test_a_first_call_inside_a_gradient_is_no_trap():
+    """As of the base's logits in the KL penalty; a process of its own, as traces are kept."""
+    code = """
+import sempa_mlx
+import mlx.core as mx
+from sempa_mlx.model.cpu_kernels import _exp_parts, logsumexp, warm_up
+warm_up()
+kept = mx.ones((8, 4))
+mx.vjp(lambda h: logsumexp(kept).sum() + h.sum(), [kept], [mx.array(1.0)])
+print([part.shape[0] for part in _exp_parts(mx.ones((3, 4)))])
+"""
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
+    assert done.stdout.strip() == "[3, 3]"
