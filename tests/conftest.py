@@ -63,6 +63,12 @@ def shared_data() -> Path:
 
 
 @pytest.fixture
+def unmeasured(monkeypatch) -> None:
+    """Let processes run without coverage's tracer, at full speed: what they run others run too."""
+    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
+
+
+@pytest.fixture
 def here(tmp_path, monkeypatch) -> Path:
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)

@@ -649,11 +649,10 @@ def test_it_speaks_before_it_has_all_of_its_input(space, here):
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
         assert process.stderr.readline().decode().strip() == "reading stdin"
-        out, _talk = process.communicate(b"one line\n")
-    assert json.loads(out)["text"] == "one line"
+        process.kill()
 
 
-def test_a_reader_that_goes_away_is_no_error(space, here):
+def test_a_reader_that_goes_away_is_no_error(space, here, unmeasured):
     command = [sys.executable, "-c", PROGRAM, "embed", "-", "--model", str(space / "base")]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE

@@ -16,6 +16,8 @@ from tests.command import done, metrics_of, run, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.failing_files import Disk, temporaries
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 KILLED_RUN = """
 import sys
 from tests.faults.failing_files import Disk

@@ -20,6 +20,8 @@ from tests.command import done, run, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.failing_files import temporaries
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 DEADLINE = 140
 # Step 2 lasts until a file appears, or an hour.
 SLOW = """

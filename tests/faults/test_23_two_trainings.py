@@ -16,6 +16,8 @@ from tests.command import done, files_below, refused, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.test_06_signals import started
 
+pytestmark = pytest.mark.usefixtures("unmeasured")
+
 HOLDER = """
 import sys
 from pathlib import Path
