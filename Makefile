@@ -47,6 +47,7 @@ test: $(VENV)/.dev ## run the tests; every line of the light modules has to run,
 	$(BIN)/coverage erase
 	OPENBLAS_NUM_THREADS=1 COVERAGE_CORE=$$($(BIN)/python -c '$(CORE)') \
 	  $(BIN)/coverage run -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
+	  --no-loadscope-reorder \
 	  -m 'not slow and not gpu and not hub and not lm_eval and not peers'
 	$(BIN)/coverage combine --quiet
 	$(BIN)/$(REPORT) --fail-under=100 --include='$(LIGHT)'

@@ -1,5 +1,6 @@
 """Fixtures for all tests: no network, shared data when it is there."""
 
+import gc
 import os
 import socket
 import tempfile
@@ -25,6 +26,12 @@ settings.register_profile(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
 )
 settings.load_profile(os.environ.get("SEMPA_HYPOTHESIS_PROFILE", "ci"))
+
+
+def pytest_collection_finish() -> None:
+    """Leave modules and tests to no collection of garbage: they live as long as the process."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
