@@ -9,6 +9,7 @@ from unittest import mock
 
 from sempa_mlx.cli import main
 from sempa_mlx.config_resolve import resolve_config
+from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.run.inputs import read_run_data
 from sempa_mlx.run.prepare import prepare_run
 from tests.tiny import write_tiny_folder
@@ -75,6 +76,19 @@ def refused(code, *arguments, stdin=b""):
     for word in ("Traceback", "this is a bug"):
         assert word not in outcome.err
     return outcome
+
+
+def note_embedded(monkeypatch):
+    """Return a list that will hold every text that is embedded from now on."""
+    embedded = []
+    encode = Encoder.encode_counted
+
+    def noted(self, texts, **options):
+        embedded.extend(texts)
+        return encode(self, texts, **options)
+
+    monkeypatch.setattr(Encoder, "encode_counted", noted)
+    return embedded
 
 
 def write_triplets(path, count=12):

@@ -11,7 +11,7 @@ from sempa_mlx.encoder import parquet_file
 from sempa_mlx.encoder.dense_search import read_dense
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.vector_form import FORMATS
-from tests.command import SENTENCES, done, files_below, refused
+from tests.command import SENTENCES, done, files_below, note_embedded, refused
 from tests.tiny import write_tiny_folder
 
 WITH_TEXTS = ("jsonl", "csv", "parquet")
@@ -74,14 +74,7 @@ def test_new_lines_alone_are_embedded(space, here, monkeypatch, name):
     line = ["embed", "notes.txt", "--model", space / "base", "--format", name]
     done(*line, "-o", "kept.vectors")
     (here / "notes.txt").write_text("Two dogs\nA bird sings\n")
-    embedded = []
-    encode = Encoder.encode_counted
-
-    def noted(self, texts, **options):
-        embedded.extend(texts)
-        return encode(self, texts, **options)
-
-    monkeypatch.setattr(Encoder, "encode_counted", noted)
+    embedded = note_embedded(monkeypatch)
     assert "1 of them kept" in done(*line, "-o", "kept.vectors", "--update").err
     assert embedded == ["A bird sings"]
     expected = Encoder.load(space / "base").encode(["Two dogs", "A bird sings"])

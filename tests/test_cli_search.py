@@ -14,7 +14,16 @@ from sempa_mlx.encoder.sparse import code_cosines
 from sempa_mlx.encoder.sparse_embed import Coding
 from sempa_mlx.encoder.sparse_store import SparseStore, read_store, write_store
 from sempa_mlx.model.head import output_matrix
-from tests.command import SENTENCES, done, files_below, refused, run, training, write_inputs
+from tests.command import (
+    SENTENCES,
+    done,
+    files_below,
+    note_embedded,
+    refused,
+    run,
+    training,
+    write_inputs,
+)
 from tests.encoder.codes import drawn_coder
 from tests.tiny import write_tiny_folder
 
@@ -226,14 +235,7 @@ def test_only_new_lines_are_embedded_again(space, here, monkeypatch):
     done("embed", "notes.txt", "--model", space / "base")
     first = np.load("notes.txt.npy")
     (here / "notes.txt").write_text("Two dogs\nA bird sings\nA cat\n")
-    embedded = []
-    encode = Encoder.encode_counted
-
-    def noted(self, texts, **options):
-        embedded.extend(texts)
-        return encode(self, texts, **options)
-
-    monkeypatch.setattr(Encoder, "encode_counted", noted)
+    embedded = note_embedded(monkeypatch)
     told = done("embed", "notes.txt", "--model", space / "base", "--update")
     assert embedded == ["A bird sings"]
     assert "3 vectors of 32 dimensions, 2 of them kept" in told.err

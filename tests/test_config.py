@@ -179,7 +179,9 @@ overrides = st.fixed_dictionaries(
         ),
     }
 )  # fmt: skip
-in_one_folder = settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+in_one_folder = settings(
+    max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @in_one_folder

@@ -26,6 +26,7 @@ from sempa_mlx.encoder.store import WRITERS, embed_to_file
 from sempa_mlx.encoder.text_files import read_csv, read_jsonl
 from sempa_mlx.encoder.vector_form import FORMATS, Window, format_of, sidecar_path
 from sempa_mlx.errors import DataError, ResourceError, UsageError
+from tests.command import note_embedded
 from tests.tiny import tiny_loaded
 
 DIM = 32
@@ -153,16 +154,9 @@ def test_lines_of_any_format_are_kept(tmp_path, monkeypatch, file_format):
     path = written(tmp_path, file_format)
     known = known_lines(encoder(), path, None)
     texts = ["A new line", *TEXTS[10:]]
-    asked = []
-    encode = Encoder.encode_counted
-
-    def noted(self, some, **options):
-        asked.extend(some)
-        return encode(self, some, **options)
-
-    monkeypatch.setattr(Encoder, "encode_counted", noted)
+    embedded = note_embedded(monkeypatch)
     again = embed_to_file(encoder(), texts, path, file_format=file_format, known=known)
-    assert asked == ["A new line"]
+    assert embedded == ["A new line"]
     assert again.num_kept == 10
     np.testing.assert_allclose(read_dense(path).vectors[1:], expected()[10:], atol=1e-6)
 
