@@ -1,5 +1,5 @@
 """Run sempa-mlx from a checkout: `python cli.py train ...`."""
 
-from sempa_mlx.cli import main
+from sempa_mlx.__main__ import run
 
-main()
+run()

@@ -24,6 +24,7 @@ from pathlib import Path
 from side_by_side import (
     Ran,
     Report,
+    Runs,
     System,
     alternate,
     chosen,
@@ -121,7 +122,7 @@ def tables(found: dict[str, Report]) -> list[str]:
 
 
 def measure(arguments: argparse.Namespace) -> None:
-    """Run everything and write it down."""
+    """Run everything and write it down, after each round as well."""
     if arguments.quick:
         arguments.steps, arguments.batch_size, arguments.repeats = 3, 2, 1
     threads = arguments.threads
@@ -139,19 +140,21 @@ def measure(arguments: argparse.Namespace) -> None:
         job = wanted | prepared | {"beta": 0.1, "learning_rate": arguments.learning_rate}
         chosen_systems = chosen(systems(arguments.peers), arguments.only)
         rates = [matmul_gflops(threads)]
-        runs, failed = alternate(chosen_systems, job, arguments.repeats, threads)
-        rates.append(matmul_gflops(threads))
-    found = figures(runs, arguments.batch_size, prepared["needed_tokens"])
-    document = {
-        "settings": {
-            name: vars(arguments)[name]
-            for name in ("model", "steps", "batch_size", "repeats", "threads", "learning_rate")
-        },
-        "matmul_gflops": rates,
-        "systems": found,
-        "did_not_run": failed,
-    }
-    write(arguments.out, "peers_train", document, tables(found))
+
+        def publish(runs: Runs, failed: dict[str, str]) -> None:
+            rates.append(matmul_gflops(threads))
+            found = figures(runs, arguments.batch_size, prepared["needed_tokens"])
+            settings = ("model", "steps", "batch_size", "repeats", "threads", "learning_rate")
+            document = {
+                "settings": {name: vars(arguments)[name] for name in settings},
+                "matmul_gflops": rates,
+                "rounds": len(runs["sempa-mlx"]),
+                "systems": found,
+                "did_not_run": failed,
+            }
+            write(arguments.out, "peers_train", document, tables(found))
+
+        alternate(chosen_systems, job, arguments.repeats, threads, publish)
 
 
 if __name__ == "__main__":

@@ -39,6 +39,9 @@ class Ran:
     peak_gb: float
 
 
+Runs = dict[str, list[Ran]]
+
+
 @dataclass(frozen=True)
 class System:
     """What is measured: a worker under an interpreter, and what its jobs have besides."""
@@ -85,10 +88,17 @@ def timed(command: Sequence[str], threads: int) -> tuple[float, float, float]:
 
 
 def alternate(
-    systems: Sequence[System], job: Report, repeats: int, threads: int
-) -> tuple[dict[str, list[Ran]], dict[str, str]]:
-    """Run all systems in turn, `repeats` times; return the runs, and why others did not run."""
-    runs: dict[str, list[Ran]] = {}
+    systems: Sequence[System],
+    job: Report,
+    repeats: int,
+    threads: int,
+    after_round: Callable[[Runs, dict[str, str]], None] = lambda _runs, _failed: None,
+) -> tuple[Runs, dict[str, str]]:
+    """Run all systems in turn, `repeats` times; return the runs, and why others did not run.
+
+    `after_round` gets the same of the rounds so far, so that hours of work are not lost at the end.
+    """
+    runs: Runs = {}
     failed: dict[str, str] = {}
     for repeat in range(repeats):
         for system in systems:
@@ -105,6 +115,7 @@ def alternate(
                 f"{repeat + 1}/{repeats} {system.name}: {ran.seconds:.1f} s, "
                 f"{ran.cpu_seconds:.1f} s of CPU, {ran.peak_gb:.2f} GB"
             )
+        after_round({name: each for name, each in runs.items() if name not in failed}, failed)
     return {name: each for name, each in runs.items() if name not in failed}, failed
 
 

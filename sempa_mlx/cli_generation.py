@@ -17,6 +17,7 @@ from sempa_mlx.cli_options import (
     model_option,
     output_option,
 )
+from sempa_mlx.cli_torch import let_torch_in
 
 generation_app = typer.Typer()
 
@@ -66,10 +67,13 @@ def eval_generation(
     out: OutOption = None,
 ) -> None:
     """Compare base and adapters as generators: perplexity, KL to the base, benchmarks."""
+    names, asked = (tuple(each.split(",")) if each else () for each in (tasks, harness))
+    if asked:
+        let_torch_in()  # lm-evaluation-harness imports it
+
     from sempa_mlx.commands.evaluate_generation import GenerationRequest, run_eval_generation
     from sempa_mlx.commands.generators import Generators
 
-    names, asked = (tuple(each.split(",")) if each else () for each in (tasks, harness))
     request = GenerationRequest(names, text, data, limit, max_tokens, asked)
     generators = Generators(model, adapter_path or [], adapter_scale or [1.0], not no_base)
     run_eval_generation(console, generators, request, out=out)

@@ -3,6 +3,7 @@
 import gc
 import os
 import socket
+import sys
 import tempfile
 from pathlib import Path
 
@@ -32,6 +33,21 @@ def pytest_collection_finish() -> None:
     """Leave modules and tests to no collection of garbage: they live as long as the process."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    """Run tests marked `unmeasured`, and their processes, without coverage's tracer."""
+    if not item.get_closest_marker("unmeasured"):
+        return (yield)
+    tracer, config = sys.gettrace(), os.environ.pop("COVERAGE_PROCESS_CONFIG", None)
+    sys.settrace(None)
+    try:
+        return (yield)
+    finally:
+        sys.settrace(tracer)
+        if config is not None:
+            os.environ["COVERAGE_PROCESS_CONFIG"] = config
 
 
 @pytest.fixture(autouse=True)
@@ -67,12 +83,6 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("real data not found; set SEMPA_DATA")
     return folder
-
-
-@pytest.fixture
-def unmeasured(monkeypatch) -> None:
-    """Let processes run without coverage's tracer, at full speed: what they run others run too."""
-    monkeypatch.delenv("COVERAGE_PROCESS_CONFIG", raising=False)
 
 
 @pytest.fixture

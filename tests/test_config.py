@@ -184,6 +184,7 @@ in_one_folder = settings(
 )
 
 
+@pytest.mark.unmeasured
 @in_one_folder
 @given(overrides)
 def test_a_dumped_config_loads_to_an_equal_config(values):

@@ -199,6 +199,7 @@ yaml_like = st.lists(
 ).map("".join)  # fmt: skip
 
 
+@pytest.mark.unmeasured
 @settings(
     max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

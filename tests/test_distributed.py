@@ -11,7 +11,7 @@ import pytest
 from tests.arrays import assert_close
 from tests.command import done, metrics_of, training, write_inputs
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.unmeasured
 
 LAUNCH = Path(sys.executable).with_name("mlx.launch")
 

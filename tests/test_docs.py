@@ -10,6 +10,8 @@ import typer
 from sempa_mlx.cli import GLOBAL_FLAGS, app
 from tests import written
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
 HELP = [command.epilog for _, command in written.commands() if command.epilog]

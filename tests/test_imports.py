@@ -14,6 +14,8 @@ import pytest
 
 import sempa_mlx
 
+pytestmark = pytest.mark.unmeasured
+
 ROOT = Path(sempa_mlx.__file__).parent
 LINE = [
     *("data", "model", "training", "encoder", "evaluation", "export", "run", "report"),

@@ -13,7 +13,7 @@ from sempa_mlx.model.lora import adapter_weights, attach, save_adapter
 from tests.command import done
 from tests.tiny import move_adapter, write_tiny_folder
 
-pytestmark = pytest.mark.interop
+pytestmark = [pytest.mark.interop, pytest.mark.unmeasured]
 PROMPT = "A cat sleeps"
 TOKENS = 12
 LORA = LoraConfig(rank=4, alpha=8.0)

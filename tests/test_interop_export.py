@@ -18,6 +18,7 @@ from tests.tiny import write_tiny_folder
 
 pytestmark = [
     pytest.mark.interop,
+    pytest.mark.unmeasured,
     pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated:FutureWarning"),
 ]
 

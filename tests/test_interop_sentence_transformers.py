@@ -10,7 +10,11 @@ from sempa_mlx.export.sentence_transformers import HARD_TEXTS, METHODS, export_s
 from tests.adapters import write_run
 from tests.test_interop_export import write_base
 
-pytestmark = [pytest.mark.interop, pytest.mark.filterwarnings("default")]
+pytestmark = [
+    pytest.mark.interop,
+    pytest.mark.unmeasured,
+    pytest.mark.filterwarnings("default"),
+]
 TEXTS = [*HARD_TEXTS, "A", "Two dogs run", "A woman reads 17 books; the children don't. " * 3]
 
 

@@ -26,7 +26,7 @@ from tests.command import (
     write_triplets,
 )
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.unmeasured
 
 STEPS = 6
 TIMED = {"pairs_per_second", "tokens_per_second", "peak_memory_gb"}

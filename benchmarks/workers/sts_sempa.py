@@ -6,7 +6,7 @@ from pathlib import Path
 
 from worker import read_job, write_report
 
-from sempa_mlx.cli import main
+from sempa_mlx.__main__ import run
 
 job = read_job()
 out = Path(job["folder"], "sempa.json")
@@ -14,7 +14,7 @@ out.unlink(missing_ok=True)
 line = ["--quiet", "eval", "sts", "--model", job["base"], "--method", "prompteol"]
 sys.argv = ["sempa-mlx", *line, "--data", job["data"], "--out", str(out)]
 try:
-    main()
+    run()
 except SystemExit as ended:
     if ended.code:
         raise

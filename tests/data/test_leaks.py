@@ -91,6 +91,7 @@ TASKS = st.lists(
 ).map(lambda sets: [task(f"T{number}", *pairs) for number, pairs in enumerate(sets)])
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=150, deadline=None)
 @given(RECORDS, TASKS)
 def test_counts_are_those_of_comparing_all_with_all(records, tasks):
@@ -99,6 +100,7 @@ def test_counts_are_those_of_comparing_all_with_all(records, tasks):
             assert counts(found, level) == slow_counts(records, tested, number), level
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=60, deadline=None)
 @given(RECORDS, TASKS, st.randoms(use_true_random=False))
 def test_the_order_of_rows_and_tasks_does_not_matter(records, tasks, shuffler):
@@ -108,6 +110,7 @@ def test_the_order_of_rows_and_tasks_does_not_matter(records, tasks, shuffler):
     assert after[::-1] == before
 
 
+@pytest.mark.unmeasured
 @settings(max_examples=60, deadline=None)
 @given(RECORDS, TASKS)
 def test_levels_include_each_other_and_leaks_are_what_is_counted(records, tasks):

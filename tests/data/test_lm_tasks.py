@@ -226,6 +226,7 @@ def test_too_few_solved_examples_are_told(folder):
     assert "4 examples of abstract_algebra instead of 5" in found[0]
 
 
+@pytest.mark.unmeasured
 def test_the_real_files_are_read(shared_data):
     tasks = load_lm_tasks(shared_data / "lm", list(FILES))
     counts = {task.name: len(task.questions) for task in tasks}

@@ -371,12 +371,14 @@ def test_any_bytes_give_records_or_a_data_error(tmp_path, content, name):
         assert data.records
 
 
+@pytest.mark.unmeasured
 def test_the_real_triplets_are_all_kept(shared_data):
     report = read_preferences(shared_data / "nli" / "train.jsonl.gz").report
     assert (report.rows, report.kept, report.dropped) == (25_371, 25_371, ())
     assert report.mean_words["anchor"] == pytest.approx(16.566, abs=1e-3)
 
 
+@pytest.mark.unmeasured
 def test_the_real_csv_holds_the_first_20000_triplets(shared_data):
     pairs = read_preferences(shared_data / "nli" / "train_pairs.csv.gz")
     assert pairs.report.rows == pairs.report.kept == 20_000
@@ -386,6 +388,7 @@ def test_the_real_csv_holds_the_first_20000_triplets(shared_data):
     ]
 
 
+@pytest.mark.unmeasured
 def test_the_real_neutrals_are_found(shared_data):
     report = read_preferences(shared_data / "nli" / "train.jsonl.gz", candidates=3).report
     assert dict(report.dropped)["no neutral sentence"] == 25_371 - 22_167

@@ -130,6 +130,7 @@ def test_the_bootstrap_is_scipys(block, monkeypatch):
     assert found.value == spearman(gold, predicted)
 
 
+@pytest.mark.unmeasured
 @FEW
 @given(pairs=PAIRS)
 def test_each_resample_has_ranks_of_its_own(pairs):

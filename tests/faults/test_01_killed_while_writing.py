@@ -16,17 +16,17 @@ from tests.command import done, metrics_of, run, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.failing_files import Disk, temporaries
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.unmeasured
 
 KILLED_RUN = """
 import sys
 from tests.faults.failing_files import Disk
-from sempa_mlx.cli import main
+from sempa_mlx.__main__ import run
 
 folder, number = sys.argv[1], int(sys.argv[2])
 sys.argv = ["sempa-mlx", *sys.argv[3:]]
 with Disk(folder, number, kills=True).watched():
-    main()
+    run()
 """
 
 

@@ -205,11 +205,11 @@ def test_a_run_whose_disk_fills_up_goes_on_to_the_same_end(space, tmp_path, shar
 LIMITED = """
 import resource, signal, sys
 import mlx_lm.utils
-from sempa_mlx.cli import main
+from sempa_mlx.__main__ import run
 
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))
-main()
+run()
 """
 
 

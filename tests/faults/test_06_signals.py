@@ -20,14 +20,14 @@ from tests.command import done, run, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.failing_files import temporaries
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.unmeasured
 
 DEADLINE = 140
 # Step 2 lasts until a file appears, or an hour.
 SLOW = """
 import pathlib, sys, time
 from sempa_mlx.training.trainer import Trainer
-from sempa_mlx.cli import main
+from sempa_mlx.__main__ import run
 
 go_on, whole = pathlib.Path(sys.argv.pop(1)), Trainer._step
 
@@ -40,7 +40,7 @@ def slow(trainer, step):
     return whole(trainer, step)
 
 Trainer._step = slow
-main()
+run()
 """
 
 

@@ -80,6 +80,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.unmeasured
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     content=st.lists(pieces | st.binary(max_size=6), max_size=12).map(b"".join),

@@ -5,6 +5,7 @@ tests/model/test_forward.py.
 """
 
 import numpy as np
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -13,6 +14,7 @@ from tests.command import SENTENCES, done
 UNEQUAL = (*SENTENCES, "word " * 60, "a", "A man", "word " * 30)
 
 
+@pytest.mark.unmeasured
 @settings(
     deadline=None, max_examples=12, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

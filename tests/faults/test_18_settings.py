@@ -79,6 +79,7 @@ pieces = st.sampled_from(
 )
 
 
+@pytest.mark.unmeasured
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.lists(pieces | st.text(max_size=3), max_size=12).map("".join))
 def test_any_text_is_settings_or_faults_with_places(here, text):

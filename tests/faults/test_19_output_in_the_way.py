@@ -68,13 +68,13 @@ def test_a_run_does_not_go_into_the_folder_of_its_model(space, inside):
 
 READ_ONLY = """
 import os, sys
-from sempa_mlx.cli import main
+from sempa_mlx.__main__ import run
 import sempa_mlx.encoder.encoder
 
 if os.getuid() == 0:
     os.setgid({nobody})
     os.setuid({nobody})
-main()
+run()
 """
 
 

@@ -16,7 +16,7 @@ from tests.command import done, files_below, refused, training
 from tests.faults.conftest import SETTINGS
 from tests.faults.test_06_signals import started
 
-pytestmark = pytest.mark.usefixtures("unmeasured")
+pytestmark = pytest.mark.unmeasured
 
 HOLDER = """
 import sys

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+pytestmark = pytest.mark.unmeasured
+
 BARE = {
     **{name: value for name, value in os.environ.items() if not name.startswith(("LC_", "PYTHON"))},
     "LC_ALL": "C",

@@ -94,6 +94,7 @@ def oracle(embedded):
     return PlainBpe(embedded)
 
 
+@pytest.mark.unmeasured
 def test_the_embedded_tokenizer_agrees_with_plain_bpe_on_wikitext(smollm, oracle, shared_data):
     text = (shared_data / "text" / "wikitext2-test.txt").read_text(encoding="utf-8")
     lines = text.splitlines(keepends=True)

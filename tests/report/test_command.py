@@ -172,9 +172,9 @@ def test_a_base_that_is_gone_names_the_way_out(space, here):
 
 def test_help_needs_no_heavy_module():
     code = (
-        "import sys; from sempa_mlx.cli import main\n"
+        "import sys; from sempa_mlx.__main__ import run\n"
         "sys.argv = ['sempa-mlx', 'report', '--help']\n"
-        "try: main()\n"
+        "try: run()\n"
         "except SystemExit: pass\n"
         "assert not {'mlx', 'numpy', 'scipy'} & {*sys.modules}, 'heavy'"
     )

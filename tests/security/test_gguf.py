@@ -169,6 +169,7 @@ def try_mutants(path, count):
     sys.stdout.write(f"{sorted(found)}\n")
 
 
+@pytest.mark.unmeasured
 def test_damaged_files_are_read_or_refused(tmp_path):
     """In a process of their own: a fault in MLX's reader would end this one."""
     command = [sys.executable, "-c", MUTATE, str(tmp_path / "m.gguf"), "100"]

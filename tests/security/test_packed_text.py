@@ -23,6 +23,7 @@ def test_the_rules_are_those_of_the_documentation():
     assert "200 times" in readers.__doc__
 
 
+@pytest.mark.unmeasured
 @pytest.mark.parametrize("read", [scan_lines, read_jsonl, read_csv])
 def test_a_packed_bomb_of_lines_is_refused(tmp_path, small, read):
     path = tmp_path / "bomb.jsonl.gz"
