@@ -45,7 +45,8 @@ demo: $(VENV)/.run ## train, compare, embed and search on the embedded model (no
 
 test: $(VENV)/.dev ## run the tests; every line of the light modules has to run, and 95 % of all
 	$(BIN)/coverage erase
-	PYTHONDONTWRITEBYTECODE= OPENBLAS_NUM_THREADS=1 COVERAGE_CORE=$$($(BIN)/python -c '$(CORE)') \
+	$(BIN)/python -m compileall -q sempa_mlx
+	OPENBLAS_NUM_THREADS=1 COVERAGE_CORE=$$($(BIN)/python -c '$(CORE)') \
 	  $(BIN)/coverage run -m pytest -q -n auto --maxprocesses 4 --dist loadfile \
 	  --no-loadscope-reorder \
 	  -m 'not slow and not gpu and not hub and not lm_eval and not peers'

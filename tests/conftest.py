@@ -9,11 +9,14 @@ from pathlib import Path
 
 # Caches of tests are their own; set before anything reads it, and inherited by processes.
 os.environ["HF_HUB_CACHE"] = tempfile.mkdtemp(prefix="sempa-tests-")
+# Where a test lets a disk be full, Python itself would leave cut bytecode for all that come after.
+os.environ["PYTHONDONTWRITEBYTECODE"] = "1"
 
 import pytest
 from hypothesis import HealthCheck, settings
 
 import sempa_mlx  # noqa: F401 - before any test imports mlx, for the fast BLAS
+from sempa_mlx.data import sources
 
 CONNECT = socket.socket.connect
 
@@ -90,3 +93,15 @@ def here(tmp_path, monkeypatch) -> Path:
     """Work in an empty folder."""
     monkeypatch.chdir(tmp_path)
     return tmp_path
+
+
+@pytest.fixture
+def short_demo(tmp_path, monkeypatch):
+    """The first rows of the demo data in its place."""
+    folder = tmp_path / "demo"
+    folder.mkdir()
+    for path in sources._DEMO.iterdir():
+        if path.suffix in (".tsv", ".jsonl", ".txt"):
+            rows = path.read_text(encoding="utf-8").splitlines(keepends=True)
+            (folder / path.name).write_text("".join(rows[:48]), encoding="utf-8")
+    monkeypatch.setattr(sources, "_DEMO", folder)

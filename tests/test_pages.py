@@ -11,7 +11,7 @@ PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch):
+def reader(tmp_path, monkeypatch, short_demo):
     """A folder with what the pages take for given, and a tiny model under the default's name."""
     model = tmp_path / "elsewhere" / "tiny.gguf"
     model.parent.mkdir()
