@@ -1,5 +1,7 @@
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -217,6 +219,17 @@ def test_a_new_folder_is_not_made_over_another(tmp_path):
         make_and_raise(tmp_path / "out", ValueError("x"))
     assert (tmp_path / "out" / "file").read_text() == "precious"
     assert names(tmp_path) == ["out"]
+
+
+def test_what_processes_that_are_gone_were_writing_is_removed(tmp_path):
+    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
+        gone.wait()
+    ended, running = (f".sempa-tmp-{process}-a.txt" for process in (gone.pid, os.getpid()))
+    for name in (ended, running, "a.txt-sempa-tmp"):
+        (tmp_path / name).touch()
+    (tmp_path / f"{ended}-folder" / "within").mkdir(parents=True)
+    write_text(tmp_path / "new.txt", "new")
+    assert names(tmp_path) == [running, "a.txt-sempa-tmp", "new.txt"]
 
 
 def test_a_process_of_somebody_else_is_running(monkeypatch):

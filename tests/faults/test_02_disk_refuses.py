@@ -213,6 +213,7 @@ run()
 """
 
 
+@pytest.mark.unmeasured  # what it measures would not fit into its file
 def test_a_limit_of_the_system_is_told_by_the_program(space, here):
     """No file may grow beyond 4 KiB: the shell's own `ulimit -f`."""
     (here / "long.txt").write_text("A cat sleeps.\n" * 200)
@@ -230,6 +231,7 @@ def test_a_limit_of_the_system_is_told_by_the_program(space, here):
     assert [path.name for path in here.iterdir()] == ["long.txt"]
 
 
+@pytest.mark.unmeasured
 def test_the_program_starts_where_no_file_can_be_written():
     """The fast BLAS needs no disk, and mlx works without it."""
     ended = subprocess.run(
