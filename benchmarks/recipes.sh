@@ -4,7 +4,8 @@
 #   SEMPA_DATA=../shared/data benchmarks/recipes.sh OUT [SYSTEM...]
 #   python benchmarks/recipes.py OUT            # the table and the plot of what is there
 #
-# A system that has a figure in OUT is not measured again, so the script can be stopped and started.
+# A system that has a figure in OUT is not measured again, so the script can be stopped and started,
+# and PARTS may name a few of: train senteval raw standardize generation tasks geometry tokens.
 # Training takes the first ROWS NLI triplets (all of them unless told) and keeps the best step on
 # PAIRS pairs of STS-B dev. On one CPU core a training run takes hours, an evaluation half an hour;
 # on a GPU both take minutes. Seeds other than 0 are written NAME@SEED.
@@ -17,6 +18,8 @@ model=${MODEL:-smollm2-135m}
 rows=${ROWS:-25371}
 pairs=${PAIRS:-500}
 questions=${QUESTIONS:-500}
+tokens=${TOKENS:-65536}
+parts=" ${PARTS:-train senteval raw standardize generation tasks geometry tokens} "
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 mkdir -p "$out"
 
@@ -26,13 +29,14 @@ systems=("$@")
 [ ${#systems[@]} -gt 0 ] || systems=("${all[@]}")
 
 # What the KL term holds the model to: questions without their answers, of no text that is measured.
-"${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/held.txt" <<'PYTHON'
+[ -f "$out/held.txt" ] || "${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/held.txt" <<'PYTHON'
 import gzip, json, sys
 
 with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:
     target.writelines(" ".join(json.loads(row)["question"].split()) + "\n" for row in source)
 PYTHON
-gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
+[ -f "$out/anchors.jsonl" ] ||
+  gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
 
 recipe() { # NAME: the options that make it what it is
   case $1 in
@@ -67,28 +71,33 @@ train() { # NAME@SEED
     $options --adapter-path "$run" --force
 }
 
-once() { # FILE COMMAND...: writes it unless it is there
-  [ -f "$1" ] || "${@:2}" --out "$1"
+wanted() { # PART
+  [[ $parts == *" $1 "* ]]
+}
+
+once() { # NAME PART COMMAND...: writes the part's file unless it is there or not asked for
+  wanted "$2" || return 0
+  [ -f "$out/$1-$2.json" ] || "${@:3}" --out "$out/$1-$2.json"
 }
 
 measure() { # NAME OPTIONS...: everything about one system, at the strength that dev chose
   local name=$1
   shift
-  once "$out/$name-senteval.json" "$sempa" eval sts "$@" --data "$data/sts_senteval" --details
-  once "$out/$name-raw.json" "$sempa" eval sts "$@" --data "$data/sts" --protocol mteb
+  once "$name" senteval "$sempa" eval sts "$@" --data "$data/sts_senteval" --details
+  once "$name" raw "$sempa" eval sts "$@" --data "$data/sts" --protocol mteb
 }
 
 cost() { # NAME: what the adapter does to the generator along its dial
   local run=$out/$1
-  once "$out/$1-generation.json" "$sempa" eval generation --text "$data/text/wikitext2-test.txt" \
-    --max-tokens 65536 --adapter-path "$run" --adapter-scale 0.25 --adapter-scale 0.5 \
+  once "$1" generation "$sempa" eval generation --text "$data/text/wikitext2-test.txt" \
+    --max-tokens "$tokens" --adapter-path "$run" --adapter-scale 0.25 --adapter-scale 0.5 \
     --adapter-scale 0.75 --adapter-scale 1
-  once "$out/$1-tasks.json" "$sempa" eval generation --tasks hellaswag,truthfulqa \
+  once "$1" tasks "$sempa" eval generation --tasks hellaswag,truthfulqa \
     --data "$data/lm" --limit "$questions" --adapter-path "$run" \
     --adapter-scale "$(dial "$run")"
-  once "$out/$1-geometry.json" "$sempa" eval geometry --data "$data/sts_senteval" --no-base \
+  once "$1" geometry "$sempa" eval geometry --data "$data/sts_senteval" --no-base \
     --adapter-path "$run" --adapter-scale "$(dial "$run")"
-  once "$out/$1-tokens.json" "$sempa" eval tokens --data "$data/sts_senteval" --show 0 --no-base \
+  once "$1" tokens "$sempa" eval tokens --data "$data/sts_senteval" --show 0 --no-base \
     --adapter-path "$run" --adapter-scale "$(dial "$run")"
 }
 
@@ -103,11 +112,13 @@ for system in "${systems[@]}"; do
     standardize) measure "$system" --model "$model" --method prompteol --post standardize \
       --post-fit "$out/anchors.jsonl" ;;
     *)
-      train "$system"
+      if wanted train; then train "$system"; fi
       measure "$system" --no-base --adapter-path "$out/$system" \
         --adapter-scale "$(dial "$out/$system")"
-      measure "$system+standardize" --no-base --adapter-path "$out/$system" \
-        --adapter-scale "$(dial "$out/$system")" --post standardize --post-fit "$out/anchors.jsonl"
+      if wanted standardize; then
+        measure "$system+standardize" --no-base --adapter-path "$out/$system" --post standardize \
+          --adapter-scale "$(dial "$out/$system")" --post-fit "$out/anchors.jsonl"
+      fi
       cost "$system"
       ;;
   esac
