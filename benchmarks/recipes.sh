@@ -5,7 +5,8 @@
 #   python benchmarks/recipes.py OUT            # the table and the plot of what is there
 #
 # A system that has a figure in OUT is not measured again, so the script can be stopped and started,
-# and PARTS may name a few of: train senteval raw standardize generation tasks geometry tokens.
+# and PARTS may name a few of: train senteval raw standardize generation tasks geometry tokens, where
+# standardize means senteval and raw of the mapped vectors too.
 # Training takes the first ROWS NLI triplets (all of them unless told) and keeps the best step on
 # PAIRS pairs of STS-B dev. On one CPU core a training run takes hours, an evaluation half an hour;
 # on a GPU both take minutes. Seeds other than 0 are written NAME@SEED.
@@ -29,7 +30,8 @@ systems=("$@")
 [ ${#systems[@]} -gt 0 ] || systems=("${all[@]}")
 
 # What the KL term holds the model to: questions without their answers, of no text that is measured.
-[ -f "$out/held.txt" ] || "${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/held.txt" <<'PYTHON'
+[ -f "$out/held.txt" ] ||
+  "${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/held.txt" <<'PYTHON'
 import gzip, json, sys
 
 with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:

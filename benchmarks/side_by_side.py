@@ -108,6 +108,7 @@ def alternate(
                 ran = system.run(job, threads)
             except DidNotRunError as error:
                 failed[system.name] = str(error)
+                runs.pop(system.name, None)
                 say(f"{system.name}: {error}")
                 continue
             runs.setdefault(system.name, []).append(ran)
@@ -115,8 +116,8 @@ def alternate(
                 f"{repeat + 1}/{repeats} {system.name}: {ran.seconds:.1f} s, "
                 f"{ran.cpu_seconds:.1f} s of CPU, {ran.peak_gb:.2f} GB"
             )
-        after_round({name: each for name, each in runs.items() if name not in failed}, failed)
-    return {name: each for name, each in runs.items() if name not in failed}, failed
+        after_round(runs, failed)
+    return runs, failed
 
 
 def median(runs: Sequence[Ran], figure: Callable[[Ran], float]) -> float:

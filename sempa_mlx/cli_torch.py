@@ -19,7 +19,7 @@ class _WithoutTorch:
         self, name: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Find transformers, and leave all else to the others."""
-        if name != "transformers":
+        if name != "transformers" or "torch" in MODULES:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
@@ -40,8 +40,8 @@ _FINDER = _WithoutTorch()
 
 
 def leave_torch_out() -> None:
-    """Let transformers find no torch in this process, if neither is loaded yet."""
-    if not {"transformers", "torch"} & MODULES.keys():
+    """Let transformers find no torch in this process, if neither is loaded before it is."""
+    if "transformers" not in MODULES:
         sys.meta_path.insert(0, _FINDER)
 
 

@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch, short_demo):
 def small(**changes):
     """Settings of a run of seconds; `train__iters=1` stands for train.iters=1."""
     common = {"model.name": "base", "data.limit": 24, "output.path": "run"}
-    common |= {"train.iters": 4, "train.batch_size": 2, "eval.every": 2, "eval.pairs": 40}
+    common |= {"train.iters": 4, "train.batch_size": 2, "eval.every": 2}
     common |= {name.replace("__", "."): value for name, value in changes.items()}
     return load_config("demo", sets=[f"{name}={value}" for name, value in common.items()])
 

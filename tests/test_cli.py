@@ -32,6 +32,7 @@ from tests.command import (
     write_inputs,
     write_pairs,
 )
+from tests.processes import python
 from tests.tiny import write_tiny_folder
 
 PROGRAM = "from sempa_mlx.__main__ import run; run()"
@@ -637,10 +638,6 @@ def test_a_bug_is_called_one_and_leaves_a_log(space, here, monkeypatch):
 
 
 # streams and start-up: processes of their own
-
-
-def python(*arguments, **options):
-    return subprocess.run([sys.executable, *arguments], capture_output=True, check=False, **options)
 
 
 def test_it_speaks_before_it_has_all_of_its_input(space, here):

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.command import write_inputs
-from tests.test_cli import python
+from tests.processes import python
 
 START = """
 import sys
@@ -23,6 +23,11 @@ cli_torch.leave_torch_out()
 {}
 import transformers
 import torch
+print(transformers.is_torch_available())
+"""
+LOADED = """
+import transformers
+assert sys.modules["torch"] is torch
 print(transformers.is_torch_available())
 """
 TOO_LATE = """
@@ -64,6 +69,12 @@ def test_embedding_loads_no_torch(here):
 def test_torch_can_be_found_by_what_needs_it(asked, expected, here):
     """By transformers if that is said before it is loaded, and by all others at any time."""
     assert done(LATER.format(asked)).stdout.split() == [expected]
+
+
+@pytest.mark.parametrize("step", [1, -1])
+def test_torch_that_is_loaded_stays(step, here):
+    before = ["import torch", "cli_torch.leave_torch_out()"][::step]
+    assert done("\n".join(before) + LOADED).stdout.split() == [b"True"]
 
 
 def test_nothing_changes_where_transformers_is_loaded_already(here):

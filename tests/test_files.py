@@ -1,7 +1,5 @@
 import errno
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from sempa_mlx.files import (
     write_folder_files,
     write_text,
 )
+from tests.processes import ended_process
 
 
 def write_and_raise(path, text, error):
@@ -222,9 +221,8 @@ def test_a_new_folder_is_not_made_over_another(tmp_path):
 
 
 def test_what_processes_that_are_gone_were_writing_is_removed(tmp_path):
-    with subprocess.Popen([sys.executable, "-c", ""]) as gone:
-        gone.wait()
-    ended, running = (f".sempa-tmp-{process}-a.txt" for process in (gone.pid, os.getpid()))
+    processes = (ended_process(), os.getpid())
+    ended, running = (f".sempa-tmp-{process}-a.txt" for process in processes)
     for name in (ended, running, "a.txt-sempa-tmp"):
         (tmp_path / name).touch()
     (tmp_path / f"{ended}-folder" / "within").mkdir(parents=True)

@@ -29,6 +29,7 @@ from sempa_mlx.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from tests.processes import ended_process
 
 CONTENT = ["adapter.safetensors", "optimizer.safetensors", "state.json"]
 FILES = [*CONTENT, "manifest.json"]
@@ -75,12 +76,6 @@ def latest_step(folder):
 def no_waiting_for_the_disk(monkeypatch):
     """These tests ask when what is flushed, which is as true without waiting for it."""
     monkeypatch.setattr(os, "fsync", os.fstat)  # an open descriptor it must be
-
-
-def ended_process():
-    with subprocess.Popen([sys.executable, "-c", ""]) as process:
-        process.wait()
-    return process.pid
 
 
 # What is saved comes back
