@@ -10,7 +10,7 @@ import numpy as np
 
 from sempa_mlx.evaluation.means import Mean, clustered_mean
 from sempa_mlx.model.forward import final_hidden
-from sempa_mlx.model.head import target_logps, token_kl
+from sempa_mlx.model.head import moved_predictions, target_logps
 from sempa_mlx.model.lora import dialled
 
 WINDOW = 512
@@ -101,24 +101,30 @@ def text_drift(
         scales: one result each, in this order.
         window: tokens a context may have, >= 2.
         batch_tokens: bound of one forward pass.
-        on_progress: called with the number of tokens done at a scale.
+        on_progress: called with the number of tokens done, each counted once a scale.
     """
     found = {scale: _Sums() for scale in scales}
+    moving = [scale for scale in found if scale != 0]
     counts: list[int] = []
     for batch in _batches(tokens, window, batch_tokens):
         with dialled(model, 0.0):
             base, targets = _predictions(model, batch)
             mx.eval(base)
+        states = []
+        for scale in moving:
+            with dialled(model, scale):
+                states.append(_predictions(model, batch)[0])
+                mx.eval(states)  # one scale's forward pass at a time in memory
+        logps, moved = moved_predictions(model, base, targets, states)
+        mx.eval(logps, moved)
+        figures = dict(zip(moving, moved, strict=True))
         counts += _scored(batch)
         for scale, sums in found.items():
-            hidden = base
-            if scale != 0:
-                with dialled(model, scale):
-                    hidden, _ = _predictions(model, batch)
-            sums.nats += _per_window(-target_logps(model, hidden, targets), batch)
-            sums.kl += _per_window(token_kl(model, hidden, base), batch)
-            if on_progress:
-                on_progress(sum(map(len, batch)))
+            own, kl = figures.get(scale, (logps, mx.zeros_like(logps)))
+            sums.nats += _per_window(-own, batch)
+            sums.kl += _per_window(kl, batch)
+        if on_progress:
+            on_progress(len(found) * sum(map(len, batch)))
     return [
         Drift(
             scale,

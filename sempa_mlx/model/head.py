@@ -6,7 +6,7 @@ never sit there.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -119,10 +119,34 @@ def trained_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
     return _with_slopes(partial(_block_kl, model), hidden, base)
 
 
-def token_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
-    """Return what `trained_kl` does, without a gradient; exactly 0 where the states are equal."""
-    blocks = _in_blocks(lambda own, others: [_block_kl(model, own, others)], hidden, base)
-    return blocks[0]
+def moved_predictions(
+    model: nn.Module, base: mx.array, targets: mx.array, states: Sequence[mx.array]
+) -> tuple[mx.array, list[tuple[mx.array, mx.array]]]:
+    """Return `target_logps` of the base, then those of each other states with KL(base || them).
+
+    The base's distributions are made once for all of `states`. No gradients.
+
+    Args:
+        model: its head turns states into logits.
+        base: (n, dim) states of the untouched model.
+        targets: (n,) tokens that come next.
+        states: any number of (n, dim) states of the model at the same places.
+
+    Returns:
+        Log-probabilities (n,) float32, and a pair of log-probabilities and KL in nats, both
+        (n,) float32, for each of `states`; KL is exactly 0 where states equal the base's.
+    """
+
+    def compare(own: mx.array, ids: mx.array, *others: mx.array) -> list[mx.array]:
+        reference = _log_softmax(head_logits(model, own))
+        found = [_picked(reference, ids)]
+        for other in others:
+            logps = _log_softmax(head_logits(model, other))
+            found += [_picked(logps, ids), _kl(reference, logps)]
+        return found
+
+    logps, *rest = _in_blocks(compare, base, targets, *states)
+    return logps, list(zip(rest[::2], rest[1::2], strict=True))
 
 
 def _with_slopes(
@@ -152,13 +176,21 @@ def _block_logps(model: nn.Module, hidden: mx.array, targets: mx.array) -> mx.ar
 
 
 def _picked_logps(logits: mx.array, targets: mx.array) -> mx.array:
-    picked = mx.take_along_axis(logits, targets[:, None], axis=-1)
-    return (picked - logsumexp(logits))[:, 0]
+    return _picked(logits, targets) - logsumexp(logits)[:, 0]
+
+
+def _picked(values: mx.array, targets: mx.array) -> mx.array:
+    """Return the value of each row's target: (n,)."""
+    return mx.take_along_axis(values, targets[:, None], axis=-1)[:, 0]
 
 
 def _block_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
     logps = _log_softmax(head_logits(model, hidden))
-    reference = _log_softmax(head_logits(model, base))
+    return _kl(_log_softmax(head_logits(model, base)), logps)
+
+
+def _kl(reference: mx.array, logps: mx.array) -> mx.array:
+    """Return KL(reference || model) of each row of log-probabilities: (n,)."""
     # Tokens that both forbid, by -inf, must count for nothing instead of NaN.
     gaps = mx.where(mx.isinf(reference), 0.0, reference - logps)
     return (mx.exp(reference) * gaps).sum(axis=1)
@@ -168,9 +200,7 @@ def _log_softmax(logits: mx.array) -> mx.array:
     return logits - logsumexp(logits)
 
 
-def _in_blocks(
-    compute: Callable[[mx.array, mx.array], list[mx.array]], *arrays: mx.array
-) -> list[mx.array]:
+def _in_blocks(compute: Callable[..., list[mx.array]], *arrays: mx.array) -> list[mx.array]:
     """Apply a function of rows to `BLOCK_ROWS` rows after another; join its outputs."""
     blocks: list[list[mx.array]] = []
     for start in range(0, len(arrays[0]), BLOCK_ROWS):

@@ -11,9 +11,9 @@ from scipy import special
 from sempa_mlx.model import head
 from sempa_mlx.model.head import (
     head_logits,
+    moved_predictions,
     target_logps,
     text_model,
-    token_kl,
     trained_kl,
     trained_logps,
 )
@@ -217,10 +217,34 @@ def test_kl_and_its_gradient_are_exact_over_any_number_of_blocks(kind, count, bl
 
     found = trained_kl(model, hidden, base)
     np.testing.assert_allclose(np.array(found), exact_kl(model, hidden, base), rtol=1e-4, atol=1e-6)
-    np.testing.assert_array_equal(np.array(token_kl(model, hidden, base)), np.array(found))
     slope = mx.grad(lambda states: (trained_kl(model, states, base) * weights).sum())(hidden)
     expected = mx.grad(by_full_logits)(hidden)
     assert (mx.linalg.norm(slope - expected) / mx.linalg.norm(expected)).item() <= 1e-5
+
+
+@pytest.mark.parametrize("count", [1, 3, 8])
+@pytest.mark.parametrize("kind", KINDS)
+def test_predictions_beside_the_base_are_those_of_each_alone(kind, count, blocks_of_three):
+    model = model_of(kind)
+    (base, targets), *others = (states_and_targets(count, seed=seed) for seed in range(3))
+    states = [base, *(hidden for hidden, _ in others)]
+    logps, moved = moved_predictions(model, base, targets, states)
+    np.testing.assert_array_equal(np.array(logps), np.array(target_logps(model, base, targets)))
+    for hidden, (own, kl) in zip(states, moved, strict=True):
+        alone = target_logps(model, hidden, targets)
+        np.testing.assert_array_equal(np.array(own), np.array(alone))
+        np.testing.assert_array_equal(np.array(kl), np.array(trained_kl(model, hidden, base)))
+    assert (np.array(moved[0][1]) == 0).all()
+    assert (np.array(moved[1][1]) > 0).all()
+
+
+def test_the_base_alone_is_scored_too(blocks_of_three):
+    hidden, targets = states_and_targets(5)
+    logps, moved = moved_predictions(model_of("llama"), hidden, targets, [])
+    assert moved == []
+    np.testing.assert_allclose(
+        np.array(logps), np.array(target_logps(model_of("llama"), hidden, targets))
+    )
 
 
 def test_kl_of_equal_states_is_zero_and_flat(blocks_of_three):
