@@ -49,7 +49,8 @@ NOTES: Mapping[str, str] = {
     "objective.second_weight": "weight of listwise's places after the first",
     "objective.temperature": "divides the cosines of the embedding term",
     "objective.adjusted": "embedding term on changes of the cosine against the base",
-    "objective.kl_text": "text file that the kl term holds the model to; null: the completions",
+    "objective.kl_text": "text that the kl term holds the model to: a file, or general; null: the "
+    "completions",
     "objective.kl_tokens": "tokens of that text a step",
     "train.epochs": "passes over the data",
     "train.iters": "optimizer steps, caps the epochs; null: no cap",

@@ -25,6 +25,7 @@ from tests.command import (
     prepared,
     refused,
     results_of,
+    run_settings,
     training,
     write_inputs,
 )
@@ -269,3 +270,20 @@ def test_an_interrupted_run_keeps_its_best_adapter(inputs, tmp_path):
     kept = mx.load(str(tmp_path / "run" / "adapters.safetensors"))
     assert kept.keys() == adapter_weights(ready.loaded.model).keys()
     assert all(not np.array(kept[name]).any() for name in kept if name.endswith("lora_b"))
+
+
+def test_the_kl_term_holds_the_model_to_the_packaged_text(inputs, tmp_path):
+    folder = tmp_path / "run"
+    done(
+        *training(inputs, "objective.loss=embedding + 2 kl", "objective.kl_text=general"),
+        *("--adapter-path", folder),
+    )
+    losses = [line["loss/kl"] for line in metrics_of(folder) if "loss/kl" in line]
+    assert losses[0] == 0.0
+    assert min(losses[1:]) > 0
+
+
+def test_the_packaged_text_is_read_only_where_a_term_needs_it(inputs):
+    needs = ("objective.loss=sigmoid + 0.1 kl", "objective.kl_text=general")
+    assert len(read_run_data(run_settings(inputs, *needs)).kl_text.splitlines()) > 100
+    assert read_run_data(run_settings(inputs, *needs[1:])).kl_text == ""

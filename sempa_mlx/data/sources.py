@@ -22,6 +22,7 @@ _NLI_FILE = "nli_for_simcse.csv"
 _SENTEVAL_FILE = "senteval.tar"
 _UNPACKED = "senteval-"  # and the commit: name of the folder that holds the unpacked files
 _DEMO = Path(__file__).parent / "demo"
+_GENERAL_TEXT = Path(__file__).parent / "general" / "text.txt"
 
 # SentEval's STS and SICK files hold a few megabytes; more than this is not SentEval.
 _MEMBER_BYTES = 32 * 2**20
@@ -60,6 +61,15 @@ def training_source(spec: str) -> Source:
         ResourceError: the cache cannot be written.
     """
     return _source(spec, "nli", "triplets.jsonl", lambda: _fetch(_NLI_FILE))
+
+
+def general_text(spec: str) -> Path:
+    """Return the text file that `spec` names.
+
+    `general`: a hundred passages of many kinds, packaged with the program; else a path (write
+    `./general` for a file of such a name).
+    """
+    return _GENERAL_TEXT if spec == "general" else Path(spec).expanduser()
 
 
 def dev_source(spec: str) -> Source:

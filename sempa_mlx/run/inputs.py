@@ -1,13 +1,12 @@
 """What a run reads: preference rows and dev pairs, and where they came from. It needs no model."""
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.preferences import PreferenceReport, read_preferences
 from sempa_mlx.data.readers import read_text
 from sempa_mlx.data.records import PreferenceRecord, StsTask
-from sempa_mlx.data.sources import Source, dev_source, training_source
+from sempa_mlx.data.sources import Source, dev_source, general_text, training_source
 from sempa_mlx.data.sts_sets import load_dev_pairs
 from sempa_mlx.errors import ConfigError, Problem
 from sempa_mlx.run.trackers import check_tracker
@@ -62,7 +61,9 @@ def read_run_data(config: SempaConfig) -> RunData:
             candidates=config.candidates,
         ).records
     if "kl" in config.objective.terms and config.objective.kl_text is not None:
-        found.kl_text = read_text(Path(config.objective.kl_text), state="nothing was started")
+        found.kl_text = read_text(
+            general_text(config.objective.kl_text), state="nothing was started"
+        )
     return found
 
 

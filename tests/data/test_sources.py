@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from sempa_mlx.data import sources
 from sempa_mlx.data.preferences import read_preferences
-from sempa_mlx.data.sources import Source, dev_source, sts_root, training_source
+from sempa_mlx.data.readers import read_text
+from sempa_mlx.data.sources import Source, dev_source, general_text, sts_root, training_source
 from sempa_mlx.data.sts_sets import load_dev_pairs, load_sts_tasks
 from sempa_mlx.errors import DataError, ResourceError
 
@@ -116,6 +117,18 @@ def test_the_packaged_demo_rows_are_sound():
     training, dev = training_source("demo").path, dev_source("demo").path
     assert not read_preferences(training).report.dropped
     assert len(load_dev_pairs(dev, None)) >= 50
+
+
+def test_the_packaged_text_is_long_enough_to_draw_from_and_repeats_nothing():
+    lines = read_text(general_text("general"), state="").splitlines()
+    assert len(lines) == len(set(lines)) >= 100
+    assert sum(len(line.split()) for line in lines) >= 3000
+
+
+def test_any_other_text_is_a_path(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert general_text("./general") == Path("general")
+    assert general_text("~/general") == tmp_path / "general"
 
 
 def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch, hub):
