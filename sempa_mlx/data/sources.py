@@ -63,15 +63,6 @@ def training_source(spec: str) -> Source:
     return _source(spec, "nli", "triplets.jsonl", lambda: _fetch(_NLI_FILE))
 
 
-def general_text(spec: str) -> Path:
-    """Return the text file that `spec` names.
-
-    `general`: a hundred passages of many kinds, packaged with the program; else a path (write
-    `./general` for a file of such a name).
-    """
-    return _GENERAL_TEXT if spec == "general" else Path(spec).expanduser()
-
-
 def dev_source(spec: str) -> Source:
     """Return the STS file that `spec` names.
 
@@ -103,6 +94,18 @@ def sts_root(spec: str) -> Path:
         fix = "give the folder of your STS sets, or `hub` to download SentEval's"
         raise DataError(Problem("no such folder", spec, fix=fix))
     return folder
+
+
+def general_text(spec: str) -> Path:
+    """Return the text file that `spec` names.
+
+    `general`: a hundred passages of many kinds, packaged with the program; else a path (write
+    `./general` for a file of such a name).
+
+    Raises:
+        DataError: no such file.
+    """
+    return _GENERAL_TEXT if spec == "general" else _local_file(spec, ("general",)).path
 
 
 def _source(spec: str, hub: str, demo: str, find: Callable[[], Path | Problem]) -> Source:

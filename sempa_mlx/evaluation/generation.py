@@ -101,8 +101,9 @@ def text_drift(
         scales: one result each, in this order.
         window: tokens a context may have, >= 2.
         batch_tokens: bound of one forward pass.
-        on_progress: called with the number of tokens done, each counted once a scale.
+        on_progress: called with the number of tokens done at a scale.
     """
+    progress = on_progress or (lambda _count: None)
     found = {scale: _Sums() for scale in scales}
     moving = [scale for scale in found if scale != 0]
     counts: list[int] = []
@@ -113,18 +114,20 @@ def text_drift(
         states = []
         for scale in moving:
             with dialled(model, scale):
-                states.append(_predictions(model, batch)[0])
-                mx.eval(states)  # one scale's forward pass at a time in memory
+                hidden, _ = _predictions(model, batch)
+                mx.eval(hidden)  # one scale's forward pass at a time in memory
+            states.append(hidden)
+            progress(sum(map(len, batch)))
         logps, moved = moved_predictions(model, base, targets, states)
         mx.eval(logps, moved)
-        figures = dict(zip(moving, moved, strict=True))
+        predicted = {0.0: (logps, mx.zeros_like(logps)), **dict(zip(moving, moved, strict=True))}
         counts += _scored(batch)
         for scale, sums in found.items():
-            own, kl = figures.get(scale, (logps, mx.zeros_like(logps)))
+            own, kl = predicted[scale]
             sums.nats += _per_window(-own, batch)
             sums.kl += _per_window(kl, batch)
-        if on_progress:
-            on_progress(len(found) * sum(map(len, batch)))
+        if 0.0 in found:
+            progress(sum(map(len, batch)))
     return [
         Drift(
             scale,

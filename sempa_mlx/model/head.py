@@ -122,7 +122,7 @@ def trained_kl(model: nn.Module, hidden: mx.array, base: mx.array) -> mx.array:
 def moved_predictions(
     model: nn.Module, base: mx.array, targets: mx.array, states: Sequence[mx.array]
 ) -> tuple[mx.array, list[tuple[mx.array, mx.array]]]:
-    """Return `target_logps` of the base, then those of each other states with KL(base || them).
+    """Return `target_logps` of the base, then for each of `states` the same, and KL(base || it).
 
     The base's distributions are made once for all of `states`. No gradients.
 

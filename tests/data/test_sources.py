@@ -126,6 +126,8 @@ def test_the_packaged_text_is_long_enough_to_draw_from_and_repeats_nothing():
 
 
 def test_any_other_text_is_a_path(tmp_path, monkeypatch):
+    (tmp_path / "general").touch()
+    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     assert general_text("./general") == Path("general")
     assert general_text("~/general") == tmp_path / "general"
@@ -145,6 +147,7 @@ def test_a_path_is_taken_as_it_is(tmp_path, monkeypatch, hub):
     ("find", "spec", "hint"),
     [
         (training_source, "nil", "did you mean nli?"),
+        (general_text, "genral", "did you mean general?"),
         (training_source, "no/such/rows.jsonl", "one of: auto, demo, nli"),
         (dev_source, "stbs", "did you mean stsb?"),
         (sts_root, "no/such/folder", "`hub`"),
