@@ -13,7 +13,7 @@ endif
 comma  := ,
 
 # What needs no mlx is tested line by line; tests/test_imports.py holds the list to what that is.
-LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/config*.py,sempa_mlx/console.py,sempa_mlx/data/*,sempa_mlx/disk.py,sempa_mlx/errors.py,sempa_mlx/evaluation/stats.py,sempa_mlx/files.py,sempa_mlx/memory.py
+LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/malloc.py,sempa_mlx/config*.py,sempa_mlx/console.py,sempa_mlx/data/*,sempa_mlx/disk.py,sempa_mlx/errors.py,sempa_mlx/evaluation/stats.py,sempa_mlx/files.py,sempa_mlx/memory.py
 # Python 3.12 measures lines at nearly no cost; the tracer of 3.11 makes the tests half again as long.
 CORE   := import sys; print("sysmon" if sys.version_info >= (3, 12) else "ctrace")
 REPORT := coverage report --skip-covered --skip-empty --show-missing

@@ -29,9 +29,9 @@ all=(prompteol prompteol-icl ke metaeol standardize sempa embedding bridge held 
 systems=("$@")
 [ ${#systems[@]} -gt 0 ] || systems=("${all[@]}")
 
-# What the KL term holds the model to: questions without their answers, of no text that is measured.
-[ -f "$out/held.txt" ] ||
-  "${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/held.txt" <<'PYTHON'
+# Another text for the KL term: questions without their answers, of no text that is measured.
+[ -f "$out/questions.txt" ] ||
+  "${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/questions.txt" <<'PYTHON'
 import gzip, json, sys
 
 with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:
@@ -46,8 +46,12 @@ recipe() { # NAME: the options that make it what it is
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
     listwise) echo --set objective.loss=listwise --batch-size 32 --learning-rate 3e-4 ;;
     embedding) echo --set objective.loss=embedding --batch-size 64 --learning-rate 3e-4 ;;
-    held) echo --set objective.loss=embedding+2kl --set "objective.kl_text=$out/held.txt" \
+    held) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
       --batch-size 64 --learning-rate 3e-4 ;;
+    held-questions) echo --set objective.loss=embedding+2kl \
+      --set "objective.kl_text=$out/questions.txt" --batch-size 64 --learning-rate 3e-4 ;;
+    held-wide) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
+      --batch-size 128 --learning-rate 3e-4 ;;
     bridge) echo --set objective.loss=sigmoid+embedding --batch-size 64 --learning-rate 3e-4 ;;
     bridge-*) echo --set "objective.loss=sigmoid+${1#bridge-}embedding" --batch-size 64 \
       --learning-rate 3e-4 ;;

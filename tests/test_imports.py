@@ -27,6 +27,7 @@ LEAVES = {
     "disk",
     "memory",
     "blas",
+    "malloc",
     "files",
     "config",
     "config_file",

@@ -5,6 +5,7 @@ layer asks its dial how strong it is while the graph is built. Nothing is copied
 one set of weights serves the base in one thread and the encoder in another at the same time.
 """
 
+import math
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -59,8 +60,13 @@ class DialledLora(LoRALinear):  # type: ignore[misc]
         output: mx.array = self.linear(x)
         if factor == 0.0:
             return output
-        product = (self.dropout(x) @ self.lora_a) @ self.lora_b
-        update: mx.array = self.scale * factor * product
+        strength = self.scale * factor
+        narrow = self.dropout(x) @ self.lora_a
+        update: mx.array
+        if is_power_of_two(strength):  # exact wherever it is done, and least work here
+            update = (strength * narrow) @ self.lora_b
+        else:
+            update = strength * (narrow @ self.lora_b)
         return output + update.astype(x.dtype)
 
 
@@ -88,6 +94,11 @@ class DialledDora(DoRALinear):  # type: ignore[misc]
             return full
         output: mx.array = self.linear(x)
         return output if factor == 0.0 else (1.0 - factor) * output + factor * super().__call__(x)
+
+
+def is_power_of_two(number: float) -> bool:
+    """Tell whether multiplying by a number only moves the exponent, and is exact."""
+    return abs(math.frexp(number)[0]) == 0.5
 
 
 AdapterLayer = DialledLora | DialledDora

@@ -6,16 +6,15 @@ polynomial, the same function is vectorised by `mx.compile` and takes a fifth of
 its arrays stay in the cache. Values agree with mlx's own to float32 rounding, about 1e-7.
 """
 
-import sys
 from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
 import mlx.core as mx
-import mlx.nn as nn
 from mlx_lm.models import activations
 
 from sempa_mlx import runtime
+from sempa_mlx.model.fused import stays_fused
 
 LOG2_E = 1.4426950408889634
 # Taylor coefficients of 2^f = exp(f ln 2); on |f| <= 1/2 the rest is below float32's half ulp.
@@ -30,7 +29,13 @@ POWERS_OF_LN2 = (
 )
 ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to the nearest integer
 LARGEST_EXPONENT = 126.0
-CACHED_ELEMENTS = 2**18  # 2 MB of float32; several such arrays fit into a core's cache
+CACHED_ELEMENTS = 2**16  # half a megabyte of float32; several such arrays fit into a core's cache
+
+
+def row_blocks(array: mx.array) -> list[slice]:
+    """Split the rows of (rows, width) values into blocks of which several fit into the cache."""
+    size = max(1, CACHED_ELEMENTS // array.shape[1])
+    return [slice(start, start + size) for start in range(0, len(array), size)]
 
 
 @partial(mx.compile, shapeless=True)
@@ -45,11 +50,21 @@ def _exp_parts(x: mx.array) -> list[mx.array]:
     return [power, (whole.astype(mx.int32) + 127) * (1 << 23)]
 
 
-def _exp_negative(x: mx.array) -> tuple[mx.array, mx.array]:
+def _exp_factors(x: mx.array) -> tuple[mx.array, mx.array]:
     """Return two float32 factors of exp(-x)."""
     power, bits = _exp_parts(x)
     # Reinterpreting bits is the one step that a shape-independent compiled function cannot hold.
     return power, bits.view(mx.float32)
+
+
+@partial(mx.compile, shapeless=True)
+def _product(left: mx.array, right: mx.array) -> mx.array:
+    return left * right
+
+
+def exp_negative(x: mx.array) -> mx.array:
+    """Return exp(-x) of float32 values; beyond |x| = 87 it stays what it is at the bound."""
+    return _product(*_exp_factors(x))
 
 
 @partial(mx.compile, shapeless=True)
@@ -67,16 +82,25 @@ def _gated_gradients(
 
 
 @mx.custom_function
+@stays_fused
 def _swiglu_float32(gate: mx.array, x: mx.array) -> mx.array:
-    return _gated(gate, x, *_exp_negative(gate))
+    """Return silu(gate) * x of two (rows, width) arrays."""
+    return mx.concatenate(
+        [_gated(gate[rows], x[rows], *_exp_factors(gate[rows])) for rows in row_blocks(gate)]
+    )
 
 
 @_swiglu_float32.vjp
+@stays_fused
 def _swiglu_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> tuple[mx.array, ...]:
     gate, x = primals
-    return tuple(_gated_gradients(gate, x, *_exp_negative(gate), cotangent))
+    blocks = [
+        _gated_gradients(gate[rows], x[rows], *_exp_factors(gate[rows]), cotangent[rows])
+        for rows in row_blocks(gate)
+    ]
+    return tuple(mx.concatenate(list(parts)) for parts in zip(*blocks, strict=True))
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -85,34 +109,32 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     Models of other precisions that share a patched module get mlx-lm's own function: rounding by
     addition needs float32.
     """
-    is_fast = gate.dtype == x.dtype == mx.float32
-    return cast("mx.array", (_swiglu_float32 if is_fast else activations.swiglu)(gate, x))
+    if not (gate.dtype == x.dtype == mx.float32) or gate.size == 0:
+        return cast("mx.array", activations.swiglu(gate, x))
+    flat = (-1, gate.shape[-1] if gate.ndim else 1)
+    rows = cast("mx.array", _swiglu_float32(gate.reshape(flat), x.reshape(flat)))
+    return rows.reshape(gate.shape)
 
 
-@partial(mx.compile, shapeless=True)
-def _product(left: mx.array, right: mx.array) -> mx.array:
-    return left * right
-
-
-def _row_blocks(logits: mx.array, offsets: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
+def _exponentials(logits: mx.array, offsets: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
     """Yield exp(logits - offsets) of a few rows at a time, and these rows' offsets."""
-    size = max(1, CACHED_ELEMENTS // logits.shape[1])
-    for start in range(0, len(logits), size):
-        rows = slice(start, start + size)
-        yield _product(*_exp_negative(offsets[rows] - logits[rows])), offsets[rows]
+    for rows in row_blocks(logits):
+        yield exp_negative(offsets[rows] - logits[rows]), offsets[rows]
 
 
 @mx.custom_function
+@stays_fused
 def _logsumexp_float32(logits: mx.array) -> mx.array:
     # mlx adds up a row from left to right and is off by 1e-4 for 50,000 values; a product is not.
     ones = mx.ones((logits.shape[1], 1))
-    blocks = _row_blocks(logits, logits.max(axis=-1, keepdims=True))
+    blocks = _exponentials(logits, logits.max(axis=-1, keepdims=True))
     return mx.concatenate([mx.log(exp @ ones) + largest for exp, largest in blocks])
 
 
 @_logsumexp_float32.vjp
+@stays_fused
 def _logsumexp_vjp(logits: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    return mx.concatenate([exp for exp, _ in _row_blocks(logits, output)]) * cotangent
+    return mx.concatenate([exp for exp, _ in _exponentials(logits, output)]) * cotangent
 
 
 def logsumexp(logits: mx.array) -> mx.array:
@@ -126,31 +148,13 @@ def logsumexp(logits: mx.array) -> mx.array:
     return cast("mx.array", _logsumexp_float32(logits))
 
 
-def warm_up() -> None:
-    """Trace the compiled functions on the current stream, before a gradient is taken.
+@stays_fused
+def probabilities(logps: mx.array) -> mx.array:
+    """Return exp of (n, vocabulary) log-probabilities, fast on a CPU in float32.
 
-    mlx 0.32 keeps one trace a stream and number of axes. Where the first call lies inside a
-    gradient and its array does not depend on what is differentiated, that trace has the shape of
-    this very array in it, and every later call with a smaller one goes wrong.
+    Values below exp(-87) are left at that. No gradient flows through it.
     """
-    for shape in ((1, 2), (1, 1, 2)):
-        zeros = mx.zeros(shape)
-        parts = _exp_negative(zeros)
-        _product(*parts)
-        _gated(zeros, zeros, *parts)
-        _gated_gradients(zeros, zeros, *parts, zeros)
-
-
-def use_fast_swiglu(model: nn.Module, dtype: mx.Dtype) -> bool:
-    """Let a model's own code find the fast SwiGLU, on a CPU in float32; tell whether it does.
-
-    The name `swiglu` in the module of the model's class is replaced. Models of other kinds, other
-    devices and other precisions keep mlx-lm's function.
-    """
-    home = sys.modules[type(model).__module__]
-    if runtime.is_gpu() or dtype != mx.float32:
-        return False
-    if getattr(home, "swiglu", None) not in (activations.swiglu, swiglu):
-        return False
-    vars(home)["swiglu"] = swiglu
-    return True
+    if logps.dtype != mx.float32 or runtime.is_gpu():
+        return mx.exp(mx.stop_gradient(logps))
+    parts = [exp_negative(-mx.stop_gradient(logps[rows])) for rows in row_blocks(logps)]
+    return mx.concatenate(parts)

@@ -6,16 +6,16 @@ from typing import Any
 
 import mlx.nn as nn
 
-from sempa_mlx.model.cpu_kernels import warm_up
+from sempa_mlx.model.fused import differentiating
 
 
 def value_and_grad(model: nn.Module, function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return what `mlx.nn.value_and_grad` does; compiled functions are traced before it runs."""
+    """Return what `mlx.nn.value_and_grad` does, with fused functions inside that stay fused."""
     differentiated = nn.value_and_grad(model, function)
 
     @wraps(function)
     def found(*arguments: Any) -> Any:  # noqa: ANN401 - whatever `function` takes and returns
-        warm_up()
-        return differentiated(*arguments)
+        with differentiating():
+            return differentiated(*arguments)
 
     return found

@@ -13,7 +13,7 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
-from sempa_mlx.model.cpu_kernels import logsumexp
+from sempa_mlx.model.cpu_kernels import logsumexp, probabilities
 
 UNIT = 2.0**-6  # a power of two scales without rounding
 BLOCK_ROWS = 128  # states that meet the whole vocabulary at once
@@ -193,7 +193,7 @@ def _kl(reference: mx.array, logps: mx.array) -> mx.array:
     """Return KL(reference || model) of each row of log-probabilities: (n,)."""
     # Tokens that both forbid, by -inf, must count for nothing instead of NaN.
     gaps = mx.where(mx.isinf(reference), 0.0, reference - logps)
-    return (mx.exp(reference) * gaps).sum(axis=1)
+    return (probabilities(reference) * gaps).sum(axis=1)
 
 
 def _log_softmax(logits: mx.array) -> mx.array:

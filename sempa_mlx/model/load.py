@@ -19,7 +19,8 @@ from mlx_lm.utils import load_model as load_mlx_model
 from sempa_mlx import runtime
 from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.model.cpu_kernels import use_fast_swiglu
+from sempa_mlx.malloc import keep_freed_memory
+from sempa_mlx.model.cpu_functions import use_fast_functions
 from sempa_mlx.model.folder_config import check_folder, fix_for_code
 from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
@@ -232,11 +233,13 @@ def load_model(
         kind = type(model).__module__.rpartition(".")[2]
         raise ModelError(Problem(f"models of type `{kind}` are not supported", name))
     model.set_dtype(wanted)
-    use_fast_swiglu(model, wanted)
+    use_fast_functions(model, wanted)
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
     runtime.limit_cache()
+    if not runtime.is_gpu():
+        keep_freed_memory()
     identity = fingerprint(weight_files(location.path))
     return LoadedModel(model, tokenizer, location, wanted, identity)
 

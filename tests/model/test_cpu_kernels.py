@@ -1,15 +1,10 @@
-import subprocess
-import sys
-
 import mlx.core as mx
 import numpy as np
 import pytest
-from mlx_lm.models import activations, gemma2, llama, qwen2, qwen3
+from mlx_lm.models import activations
 from scipy import special
 
-from sempa_mlx import runtime
-from sempa_mlx.model.cpu_kernels import logsumexp, swiglu, use_fast_swiglu
-from tests.tiny import tiny_model
+from sempa_mlx.model.cpu_kernels import logsumexp, probabilities, swiglu
 
 GATES = np.concatenate(
     [
@@ -20,13 +15,6 @@ GATES = np.concatenate(
 ).astype(np.float32)
 VALUES = np.random.default_rng(0).normal(size=GATES.shape).astype(np.float32) * 3
 SMALLEST = 2.0**-126  # exp is held at 2^126 and above: what lies beyond counts as zero
-
-
-@pytest.fixture(autouse=True)
-def own_functions(monkeypatch):
-    """Give every module its own SwiGLU back, before and after."""
-    for module in (llama, qwen2, qwen3):
-        monkeypatch.setattr(module, "swiglu", activations.swiglu)
 
 
 def exact(gate, x):
@@ -106,61 +94,6 @@ def test_half_precision_is_computed_by_mlx_lm(dtype):
     assert mx.array_equal(found, expected, equal_nan=True)
 
 
-# Which models get it
-
-
-@pytest.fixture
-def on_cpu(monkeypatch):
-    monkeypatch.setattr(runtime, "is_gpu", lambda: False)
-
-
-@pytest.mark.parametrize(("kind", "module"), [("llama", llama), ("qwen2", qwen2), ("qwen3", qwen3)])
-def test_llama_like_models_in_float32_get_it(kind, module, on_cpu):
-    model = tiny_model(kind)
-    tokens = mx.array([[5, 9, 17, 33]])
-    before = np.array(model(tokens))
-    assert use_fast_swiglu(model, mx.float32)
-    assert module.swiglu is swiglu
-    assert use_fast_swiglu(model, mx.float32)  # twice does no harm
-    np.testing.assert_allclose(np.array(model(tokens)), before, atol=1e-5, rtol=0)
-
-
-def test_models_with_another_activation_do_not(on_cpu):
-    assert not use_fast_swiglu(tiny_model("gemma2"), mx.float32)
-    assert not hasattr(gemma2, "swiglu")
-
-
-@pytest.mark.parametrize("dtype", [mx.bfloat16, mx.float16])
-def test_other_precisions_do_not(dtype, on_cpu):
-    assert not use_fast_swiglu(tiny_model(), dtype)
-    assert llama.swiglu is activations.swiglu
-
-
-def test_a_gpu_does_not_need_it(monkeypatch):
-    monkeypatch.setattr(runtime, "is_gpu", lambda: True)
-    assert not use_fast_swiglu(tiny_model(), mx.float32)
-    assert llama.swiglu is activations.swiglu
-
-
-def test_a_function_of_someone_else_is_left_alone(monkeypatch, on_cpu):
-    def other(gate, x):
-        return gate * x
-
-    monkeypatch.setattr(llama, "swiglu", other)
-    assert not use_fast_swiglu(tiny_model(), mx.float32)
-    assert llama.swiglu is other
-
-
-def test_a_half_precision_model_loaded_later_is_as_before(on_cpu):
-    """All models of a class share its module, also those of other precisions."""
-    half = tiny_model()
-    half.set_dtype(mx.bfloat16)
-    tokens = mx.array([[5, 9, 17, 33]])
-    before = half(tokens)
-    use_fast_swiglu(tiny_model(), mx.float32)
-    assert mx.array_equal(half(tokens), before)
-
-
 # Log-sum-exp
 
 
@@ -194,17 +127,22 @@ def test_logsumexp_in_half_precision_is_mlx_own():
     assert mx.array_equal(logsumexp(logits), mx.logsumexp(logits, axis=-1, keepdims=True))
 
 
-def test_a_first_call_inside_a_gradient_is_no_trap():
-    """As of the base's logits in the KL penalty; a process of its own, as traces are kept."""
-    code = """
-import sempa_mlx
-import mlx.core as mx
-from sempa_mlx.model.cpu_kernels import _exp_parts, logsumexp, warm_up
-warm_up()
-kept = mx.ones((8, 4))
-mx.vjp(lambda h: logsumexp(kept).sum() + h.sum(), [kept], [mx.array(1.0)])
-print([part.shape[0] for part in _exp_parts(mx.ones((3, 4)))])
-"""
-    command = [sys.executable, "-c", code]
-    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=200)
-    assert done.stdout.strip() == "[3, 3]"
+# Probabilities
+
+
+def test_probabilities_equal_numpy():
+    logps = -np.abs(np.random.default_rng(5).normal(size=(40, 50_000)) * 10).astype(np.float32)
+    found = np.array(probabilities(mx.array(logps)))
+    np.testing.assert_allclose(found, np.exp(logps.astype(np.float64)), rtol=1e-5)
+
+
+def test_forbidden_tokens_have_no_probability_and_nan_shows():
+    found = np.array(probabilities(mx.array([[-np.inf, 0.0, np.nan]])))[0]
+    assert 0 <= found[0] < 1e-37
+    assert found[1] == 1
+    assert np.isnan(found[2])
+
+
+def test_probabilities_in_half_precision_are_mlx_own():
+    logps = mx.array([[-1.0, -2.0]], dtype=mx.float16)
+    assert mx.array_equal(probabilities(logps), mx.exp(logps))

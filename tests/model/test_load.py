@@ -334,9 +334,9 @@ def test_auto_unpacks_on_a_cpu_and_keeps_packed_on_a_gpu(quantised, monkeypatch)
 # Kinds
 
 
-def test_the_fast_swiglu_is_asked_for_with_the_loaded_precision(folder, monkeypatch):
+def test_fast_functions_are_asked_for_with_the_loaded_precision(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(load, "use_fast_swiglu", lambda _model, dtype: asked.append(dtype))
+    monkeypatch.setattr(load, "use_fast_functions", lambda _model, dtype: asked.append(dtype))
     load_model(str(folder), dtype="float16")
     assert asked == [mx.float16]
 
