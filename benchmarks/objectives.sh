@@ -35,7 +35,7 @@ for loss in "${losses[@]}"; do
   beta=0.1
   [ "$loss" = simpo ] && beta=2.0
   if [ ! -f "$run/results.json" ]; then
-    "$sempa" train --config smollm2-135m --adapter-path "$run" --force --data "$rows" --beta $beta \
+    "$sempa" train --config sempa --adapter-path "$run" --force --data "$rows" --beta $beta \
       --learning-rate 3e-4 --set "objective.loss=$loss" --set eval.data="$data/sts/STSB/dev.tsv" \
       --set eval.pairs=300 --set eval.every=8 > "$run.log" 2>&1
   fi

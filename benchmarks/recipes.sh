@@ -71,7 +71,7 @@ train() { # NAME@SEED
   fi
   options=$(recipe "$name")
   # shellcheck disable=SC2086
-  "$sempa" train --config smollm2-135m --model "$model" --data "$data/nli/train.jsonl.gz" \
+  "$sempa" train --config sempa --model "$model" --data "$data/nli/train.jsonl.gz" \
     --set data.limit="$rows" --seed "$seed" --set eval.data="$data/sts/STSB/dev.tsv" \
     --set eval.pairs="$pairs" --set eval.every="${EVERY:-16}" --set eval.patience=6 \
     $options --adapter-path "$run" --force

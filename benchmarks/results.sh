@@ -27,7 +27,7 @@ base() {
 }
 
 train() {
-  "$sempa" train --config smollm2-135m --adapter-path "$out/sempa" --force \
+  "$sempa" train --config sempa --adapter-path "$out/sempa" --force \
     --data "$data/nli/train.jsonl.gz" --set data.limit=4096 --learning-rate 3e-4 \
     --set eval.data="$data/sts/STSB/dev.tsv" --set eval.pairs=300 --set eval.every=8 \
     --set eval.patience=null --set eval.dial=null

@@ -66,7 +66,7 @@ def measure(data: Path, steps: int, lines: int) -> dict[str, object]:
     with tempfile.TemporaryDirectory() as folder:
         run, text = Path(folder, "run"), Path(folder, "lines.txt")
         if steps:
-            train = ["train", "--config", "smollm2-135m", "--data", str(data)]
+            train = ["train", "--config", "sempa", "--data", str(data)]
             train += ["--iters", str(steps), "--batch-size", str(PAIRS_A_STEP)]
             train += ["--adapter-path", str(run), "--set", f"data.limit={steps * PAIRS_A_STEP}"]
             for setting in ("eval.data=demo", "eval.every=50", "eval.patience=null"):

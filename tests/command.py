@@ -123,11 +123,12 @@ def write_inputs(folder, **changes):
 
 
 def training(folder, *sets, model=None, data=None, dev=None):
-    """Arguments that train a tiny model in a second, on files of `folder` where none are named.
+    """Arguments that train a tiny model by DPO in a second, on files of `folder` where none are named.
 
     `sets` are further settings `section.key=value`.
     """
     options = {
+        "--config": "sempa",
         "--model": model or folder / "base",
         "--data": data or folder / "pairs.jsonl",
         "--learning-rate": 0.01,
@@ -146,7 +147,7 @@ def run_settings(folder, *sets, data=None, model=None):
         f"data.train={data or folder / 'pairs.jsonl'}",
         f"eval.data={folder / 'dev.tsv'}",
     )
-    return resolve_config(sets=[*files, *sets]).config
+    return resolve_config("sempa", sets=[*files, *sets]).config
 
 
 def prepared(folder, *sets, data=None):

@@ -17,7 +17,7 @@ from sempa_mlx.errors import ConfigError
 
 NAMES = (
     *("bridge", "demo", "listwise", "llama-3.2-1b", "paper-llama3-8b"),
-    *("qwen3-0.6b", "smollm2-135m", "smollm2-360m", "spod"),
+    *("qwen3-0.6b", "sempa", "smollm2-135m", "smollm2-360m", "spod"),
 )
 RECIPES = ", ".join(NAMES)
 KEYS = {f"{section}.{key}" for section, keys in SCHEMA.items() for key in keys}
@@ -221,9 +221,13 @@ def test_a_recipe_names_and_explains_every_key(name):
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("smollm2-135m",
+        ("sempa",
          {"train.learning_rate": 3e-4, "data.limit": 4096, "eval.every": 8,
           "eval.patience": 5}),
+        ("smollm2-135m",
+         {"train.learning_rate": 3e-4, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
+          "objective.loss": "embedding + 2 kl", "objective.kl_text": "general",
+          "train.batch_size": 64}),
         ("listwise",
          {"train.learning_rate": 3e-4, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
           "objective.loss": "listwise", "data.candidates": 3, "objective.second_weight": 0.5}),
