@@ -123,7 +123,7 @@ def write_inputs(folder, **changes):
 
 
 def training(folder, *sets, model=None, data=None, dev=None):
-    """Arguments that train a tiny model by DPO in a second, on files of `folder` where none are named.
+    """Arguments that train a tiny model by DPO in a second, on files of `folder` by default.
 
     `sets` are further settings `section.key=value`.
     """

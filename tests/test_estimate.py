@@ -115,6 +115,26 @@ def test_operations_are_those_of_the_loaded_model(inputs):
     assert found.seconds == pytest.approx(found.operations / (0.4 * 100e9))
 
 
+HELD = ("objective.loss=embedding + 2 kl", "objective.kl_text=general", "objective.kl_tokens=64")
+
+
+def test_terms_that_read_no_completions_count_what_they_read(inputs):
+    """Sentences in the prompt they are embedded with, and the text of the KL term."""
+    sets = ("train.batch_size=16", "train.micro_batch_tokens=9999")
+    found, run = (
+        estimated(inputs, *sets, *HELD),
+        prepared(inputs, *sets, data=inputs / "many.jsonl"),
+    )
+    texts = [text for row in run.data.records for text in (row.anchor, *row.candidates)]
+    assert found.steps == 4
+    assert found.tokens == sum(map(len, run.encoder.tokenize(texts))) + 4 * 64
+    assert found.shared_tokens == 0
+    few = estimated(inputs, *sets, *HELD[:2], "objective.kl_tokens=8")
+    assert few.memory_gb == found.memory_gb  # the sentences' pass is the larger
+    many = estimated(inputs, *sets, *HELD[:2], "objective.kl_tokens=8192")
+    assert many.memory_gb > found.memory_gb
+
+
 def test_work_grows_with_what_is_asked_for(inputs):
     plain = estimated(inputs)
     assert estimated(inputs, "train.epochs=2").tokens == 2 * plain.tokens

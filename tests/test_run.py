@@ -287,3 +287,33 @@ def test_the_packaged_text_is_read_only_where_a_term_needs_it(inputs):
     needs = ("objective.loss=sigmoid + 0.1 kl", "objective.kl_text=general")
     assert len(read_run_data(run_settings(inputs, *needs)).kl_text.splitlines()) > 100
     assert read_run_data(run_settings(inputs, *needs[1:])).kl_text == ""
+
+
+def test_the_header_names_what_the_terms_read(inputs):
+    dpo, held, both = (
+        prepared(inputs, f"objective.loss={loss}", *sets).facts()
+        for loss, sets in (
+            ("sigmoid", ()),
+            ("embedding + 2 kl", ["objective.kl_text=general"]),
+            ("embedding + 2 kl", ()),
+        )
+    )
+    assert dpo["objective"].startswith("sigmoid, beta 0.1, shared scoring, ")
+    assert (held["prompts"], held["objective"]) == ("prompteol to embed", "embedding + 2 kl")
+    assert both["prompts"] == dpo["prompts"]
+    assert both["objective"].startswith("embedding + 2 kl, shared scoring, ")
+
+
+def test_answers_that_would_only_train_embeddings_are_remarked_on(inputs, tmp_path):
+    rows = [{"prompt": f"Say {word}", "chosen": word, "rejected": "no"} for word in ("hi", "ho")]
+    path = tmp_path / "trl.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def notes(loss, data=path):
+        return read_run_data(run_settings(inputs, f"objective.loss={loss}", data=data)).notes
+
+    (note,) = notes("embedding + 2 kl")
+    assert note.startswith("trl.jsonl: rows of form trl are prompts and answers; ")
+    assert note.endswith("--config sempa")
+    assert notes("sigmoid + embedding") == notes("sft + kl") == []
+    assert notes("embedding + 2 kl", inputs / "pairs.jsonl") == []

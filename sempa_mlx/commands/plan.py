@@ -15,7 +15,7 @@ def show_plan(console: Console, resolved: Resolved, data: RunData) -> None:
     config, report = resolved.config, data.report
     with console.working("counting tokens"):
         estimate = estimate_run(config, data)
-    machine = runtime.machine()
+    machine, shared = runtime.machine(), estimate.shared_tokens
     dropped = ", ".join(f"{count} {reason}" for reason, count in report.dropped if count)
     lines = {
         "settings": resolved.origin,
@@ -26,7 +26,7 @@ def show_plan(console: Console, resolved: Resolved, data: RunData) -> None:
         "too long": f"{estimate.num_too_long} rows of more than {config.model.max_tokens} tokens",
         "dev": f"{data.dev.label}: {len(data.dev_task.pairs)} pairs",
         "steps": f"{estimate.steps} of {config.train.batch_size} pairs; {estimate.tokens:,} tokens "
-        f"to train on, {estimate.shared_tokens} of each prompt shared",
+        "to train on" + (f", {shared} of each prompt shared" if shared else ""),
         "memory": _memory(estimate),
         "time": _time(estimate),
         "output": config.output.path,

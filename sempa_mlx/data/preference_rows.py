@@ -23,6 +23,7 @@ REQUIRED: dict[str, tuple[str, ...]] = {
     "ms-swift": ("messages", "rejected_response"),
     "trl": ("chosen", "rejected"),
 }
+SENTENCE_FORMS = ("triplets", "simcse")  # the others hold prompts and answers
 OPTIONAL: dict[str, tuple[str, ...]] = {
     "triplets": ("neutral",),
     "simcse": ("neutral",),

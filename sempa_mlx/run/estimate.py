@@ -23,7 +23,7 @@ from sempa_mlx.model.scoring import Scorer
 from sempa_mlx.model.skeleton import Shape, load_skeleton, measure_shape
 from sempa_mlx.run.inputs import RunData
 from sempa_mlx.run.prepare import tokenize_rows
-from sempa_mlx.run.terms import sentence_rows
+from sempa_mlx.run.terms import reads_completions, sentence_rows
 from sempa_mlx.training.schedule import plan_steps
 from sempa_mlx.training.sentence_term import SentenceRow
 from sempa_mlx.training.terms import Objective
@@ -83,8 +83,8 @@ def estimate_run(config: SempaConfig, data: RunData) -> Estimate:
         rows=len(tokenized.rows),
         num_too_long=tokenized.num_too_long,
         steps=len(work.plan),
-        shared_tokens=work.scorer.shared,
-        tokens=work.trained_tokens,
+        shared_tokens=work.scorer.shared if reads_completions(config) else 0,
+        tokens=work.all_tokens,
     )
     packed = runtime.is_gpu() and config.model.dtype == "auto"
     shape = measure_shape(loaded, config.lora, packed=packed)
@@ -133,6 +133,13 @@ class _Work:
         return sum(self._tokens(members) for members in self.passes)
 
     @property
+    def all_tokens(self) -> int:
+        """Tokens that the terms run forward and backward, each its own, padding left out."""
+        terms = self.config.objective.terms
+        sentences = self._sentence_tokens() if _reads_sentences(self.config) else 0
+        return self.trained_tokens + sentences + (self._kl_tokens()[0] if "kl" in terms else 0)
+
+    @property
     def evaluations(self) -> int:
         """How often the dev set is embedded."""
         settings, steps = self.config.eval, len(self.plan)
@@ -162,11 +169,13 @@ class _Work:
         """Tell the height of the largest pass, on top of the weights."""
         budget = micro_batch_tokens(self.config.train)
         widest = 0
-        if self.objective.is_used or "kl" in self.config.objective.terms:
+        if reads_completions(self.config):
             sizes = (len(each) * max(self.lengths[row] for row in each) for each in self.passes)
             widest = max(sizes) + self.scorer.shared
         if _reads_sentences(self.config):
             widest = max(widest, min(budget, self._sentence_tokens()))
+        if "kl" in self.config.objective.terms and self.config.objective.kl_text is not None:
+            widest = max(widest, min(budget, self.config.objective.kl_tokens))
         kept = KEPT_WIDTHS * shape.widths
         if self.config.train.grad_checkpoint:
             kept = shape.hidden * shape.num_blocks + BLOCK_WIDTHS * shape.widest

@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 
 from sempa_mlx.config import SempaConfig
+from sempa_mlx.config_terms import BESIDE, SENTENCE_TERMS
+from sempa_mlx.data.preference_rows import SENTENCE_FORMS
 from sempa_mlx.data.preferences import PreferenceReport, read_preferences
 from sempa_mlx.data.readers import read_text
 from sempa_mlx.data.records import PreferenceRecord, StsTask
@@ -23,11 +25,12 @@ class RunData:
     dev_task: StsTask
     dev_records: tuple[PreferenceRecord, ...] = ()
     kl_text: str = ""
+    remark: str = ""
 
     @property
     def notes(self) -> list[str]:
         """Remarks the user should see, such as a fallback to the demo data."""
-        return [source.note for source in (self.train, self.dev) if source.note]
+        return [note for note in (self.train.note, self.dev.note, self.remark) if note]
 
 
 def read_run_data(config: SempaConfig) -> RunData:
@@ -53,6 +56,7 @@ def read_run_data(config: SempaConfig) -> RunData:
     dev = dev_source(config.eval.data)
     pairs = load_dev_pairs(dev.path, config.eval.pairs)
     found = RunData(train, data.report, data.records, dev, StsTask("dev", "dev", pairs))
+    found.remark = _misread(config, train, data.report.format)
     if config.data.dev is not None:
         found.dev_records = read_preferences(
             training_source(config.data.dev).path,
@@ -65,6 +69,18 @@ def read_run_data(config: SempaConfig) -> RunData:
             general_text(config.objective.kl_text), state="nothing was started"
         )
     return found
+
+
+def _misread(config: SempaConfig, train: Source, form: str) -> str:
+    """Return what to say where rows of prompts and answers would only train embeddings."""
+    terms = set(config.objective.terms)
+    if form in SENTENCE_FORMS or not terms & set(SENTENCE_TERMS) or terms - set(BESIDE):
+        return ""
+    return (
+        f"{train.label}: rows of form {form} are prompts and answers; `{config.objective.loss}` "
+        "only draws the embeddings of a prompt and its chosen answer together; to train on the "
+        "preferences: --config sempa"
+    )
 
 
 def _combination_faults(config: SempaConfig) -> list[Problem]:

@@ -75,6 +75,25 @@ def training_terms(  # noqa: PLR0913 - what terms are made of
     return terms
 
 
+def reads_completions(config: SempaConfig) -> bool:
+    """Tell whether any term scores the candidates as completions of the prompt."""
+    objective = config.objective
+    return Objective(objective).is_used or ("kl" in objective.terms and objective.kl_text is None)
+
+
+def describe_terms(config: SempaConfig, scorer: Scorer, method: str) -> dict[str, str]:
+    """Return what the header of a run says of its prompts and its loss."""
+    objective = config.objective
+    prompts, loss = [], [objective.loss]
+    if Objective(objective).is_used:
+        loss.append(f"beta {objective.beta:g}")
+    if reads_completions(config):
+        prompts.append(f"{config.data.template} in the chat template to train")
+        loss.append(f"{scorer.path} scoring, {scorer.shared} shared prompt tokens")
+    prompts.append(f"{method} to embed")
+    return {"prompts": ", ".join(prompts), "objective": ", ".join(loss)}
+
+
 def sentence_losses(config: SempaConfig, coder: Coder | None) -> dict[str, WeightedLoss]:
     """Return the losses over embeddings by name."""
     found = {}

@@ -32,6 +32,7 @@ from sempa_mlx.run.folder import CHECKPOINTS, CONFIG_COPY, METRICS_FILE, RESULTS
 from sempa_mlx.run.inputs import RunData
 from sempa_mlx.run.joint_coder import JointCoder, write_joint_coder
 from sempa_mlx.run.selection import DevEvaluation, best_scale
+from sempa_mlx.run.terms import describe_terms
 from sempa_mlx.run.trackers import Tracker, numbers, tracking
 from sempa_mlx.training.checkpoint import Checkpoint, save_checkpoint
 from sempa_mlx.training.events import DialSearched, Evaluated, Event, StepDone, StepSkipped
@@ -79,6 +80,7 @@ class TrainingRun:
     def facts(self) -> dict[str, str]:
         """Return the header of a run: what is trained, on what, with what."""
         config, loaded, report = self.config, self.loaded, self.data.report
+        terms = describe_terms(config, self.scorer, self.encoder.settings.method)
         machine = runtime.machine()
         trainable, total = count_parameters(loaded.model)
         dtype = runtime.dtype_name(loaded.dtype)
@@ -90,12 +92,10 @@ class TrainingRun:
             "device": f"{machine.device}, {machine.name}, {machine.memory_gb:.0f} GB",
             "data": f"{self.data.train.label}: {self.num_rows} pairs ({dropped} dropped)",
             "dev": f"{self.data.dev.label}: {len(self.data.dev_task.pairs)} pairs, Spearman",
-            "prompts": f"{config.data.template} in the chat template to train, "
-            f"{self.encoder.settings.method} to embed",
+            "prompts": terms["prompts"],
             "adapter": f"{kind} rank {config.lora.rank}, scale {config.lora.scale:g} "
             f"(alpha {config.lora.alpha:g}), {trainable:,} of {total:,} weights",
-            "objective": f"{config.objective.loss}, beta {config.objective.beta:g}, "
-            f"{self.scorer.path} scoring, {self.scorer.shared} shared prompt tokens",
+            "objective": terms["objective"],
             "steps": f"{self.trainer.num_steps} of {config.train.batch_size} pairs, peak learning "
             f"rate {config.train.learning_rate:g}, {config.train.schedule}",
             "memory": f"about {self.expected_peak_gb:.1f} GB at the peak of a step",

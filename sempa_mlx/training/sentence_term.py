@@ -1,10 +1,11 @@
 """The terms over embeddings: one machine that embeds a batch's sentences and takes their losses.
 
-Every distinct sentence of the batch is embedded once for all losses, in forward passes of a fixed
-size; the gradient of the losses to the embeddings is found first and carried through each forward
-pass afterwards (gradient caching, arXiv 2101.06983): exact, with memory that does not grow with the
-batch. Other trainable weights of the model that a loss reads, as those of a sparse coder, get their
-gradients as well.
+Every distinct sentence of the batch is embedded for all losses, in forward passes of sentences of
+like length. Where they fit into `micro_batch_tokens` together, one gradient is taken through all.
+Else the gradient of the losses to the embeddings is found first and carried through each pass
+afterwards (gradient caching, arXiv 2101.06983): exact, at the price of a second pass without
+gradients, with memory that does not grow with the batch. Other trainable weights of the model that
+a loss reads, as those of a sparse coder, get their gradients as well.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,8 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.data.batching import cut_by_length
+from sempa_mlx.model.forward import tokens_of_a_pass
 from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.lora import dialled
@@ -62,14 +64,17 @@ class SentenceTerm:
             embed: turns token rows into (rows, hidden size) float32 embeddings under the adapter as
                 it is dialled, with gradients.
             losses: by name.
-            micro_batch_tokens: bound of one forward pass.
+            micro_batch_tokens: bound of what one gradient is taken through.
         """
         self._model, self._rows, self._embed = model, rows, embed
         self._losses = losses
         self._micro_batch_tokens = micro_batch_tokens
         self._pulled_grad = value_and_grad(model, self._pulled)
         self._whole_grad = value_and_grad(
-            model, lambda sentences, base, rows: self._loss(embed(sentences), base, rows, sentences)
+            model,
+            lambda sentences, groups, base, rows: self._loss(
+                self._joined(sentences, groups), base, rows, sentences
+            ),
         )
         self._base: dict[Sentence, np.ndarray] = {}
 
@@ -82,13 +87,12 @@ class SentenceTerm:
         rows = [self._rows[index] for index in batch]
         sentences = list(dict.fromkeys(s for row in rows for s in (row.anchor, *row.candidates)))
         own = world.share(range(len(sentences)))
-        groups = batches_by_length(
-            own, lambda index: len(sentences[index]), self._micro_batch_tokens
-        )
+        groups = self._passes(sentences, own)
         base = self._base_embeddings(sentences) if self._needs_base else None
-        if len(groups) == 1 and world.size == 1:
+        size = sum(len(group) * len(sentences[group[-1]]) for group in groups)
+        if size <= self._micro_batch_tokens and world.size == 1:
             mx.random.seed(world.seed(seed, 0))
-            (_, parts), gradients = self._whole_grad(sentences, base, rows)
+            (_, parts), gradients = self._whole_grad(sentences, groups, base, rows)
             found = self._counted(parts, is_first=True)
             found.tokens = sum(map(len, sentences))
             found.add(gradients)
@@ -130,6 +134,18 @@ class SentenceTerm:
         values = [float(part) if is_first else 0.0 for part in parts]
         return Contribution(loss=sum(values), parts=dict(zip(self._losses, values, strict=True)))
 
+    def _passes(self, sentences: Sequence[Sentence], indices: Sequence[int]) -> list[list[int]]:
+        """Group sentences, given by their indices, into forward passes; the longest come last."""
+        lengths = [len(sentences[index]) for index in indices]
+        groups = cut_by_length(lengths, tokens_of_a_pass(), self._micro_batch_tokens)
+        return [[indices[place] for place in group] for group in groups]
+
+    def _joined(self, sentences: Sequence[Sentence], groups: Sequence[Sequence[int]]) -> mx.array:
+        """Return the embeddings of all sentences in order, (sentences, dim), with gradients."""
+        parts = [self._embed([sentences[index] for index in group]) for group in groups]
+        order = np.argsort([index for group in groups for index in group])
+        return mx.concatenate(parts)[mx.array(order)]
+
     def _embed_all(
         self, sentences: Sequence[Sentence], groups: list[list[int]], world: World, seed: int
     ) -> mx.array:
@@ -145,7 +161,8 @@ class SentenceTerm:
         """Return what the untouched base gives; each sentence is embedded once a run."""
         missing = [sentence for sentence in sentences if sentence not in self._base]
         with dialled(self._model, 0.0):
-            for members in batches_by_length(missing, len, self._micro_batch_tokens):
+            for group in self._passes(missing, range(len(missing))):
+                members = [missing[index] for index in group]
                 self._base.update(zip(members, np.array(self._embed(members)), strict=True))
         return mx.array(np.stack([self._base[sentence] for sentence in sentences]))
 

@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.model.lora import attach
+from sempa_mlx.training import sentence_term
 from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.sentence_losses import contrastive_loss, same_sentences
 from sempa_mlx.training.sentence_term import SentenceRow, SentenceTerm, WeightedLoss
@@ -88,6 +89,31 @@ def test_gradient_caching_is_exact(tokens, adjusted):
     assert_close(found.gradients, expected.gradients, share=1e-4)
     gradients = as_numpy(expected.gradients)
     assert all(gradients[name].any() for name in gradients if name.endswith("lora_a"))
+
+
+@pytest.mark.parametrize("tokens", [64, 100_000])
+def test_passes_of_like_length_change_nothing(tokens, monkeypatch):
+    """Cut where a pass costs nothing, all sentences of a pass are as long as one another."""
+    _, one = made(noise=0.5)
+    expected = one.contribution(range(5), World(), 0)
+    monkeypatch.setattr(sentence_term, "tokens_of_a_pass", lambda: 0)
+    _, several = made(noise=0.5, tokens=tokens)
+    seen, embed = [], several._embed
+
+    def noted(sentences):
+        seen.append({len(sentence) for sentence in sentences})
+        return embed(sentences)
+
+    several._embed = noted
+    found = several.contribution(range(5), World(), 0)
+    assert found.loss == pytest.approx(expected.loss, rel=1e-5)
+    assert found.tokens == expected.tokens
+    assert_close(found.gradients, expected.gradients, share=1e-4)
+    assert len(seen) > 3
+    assert all(len(lengths) == 1 for lengths in seen)
+    # In one gradient each sentence runs once, else a second time with its gradient.
+    passes = [lengths for lengths in seen if lengths == {max(map(max, seen))}]
+    assert len(passes) == (1 if tokens > 64 else 2)
 
 
 def test_dropout_masks_are_the_same_in_both_passes():
