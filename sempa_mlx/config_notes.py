@@ -55,7 +55,8 @@ NOTES: Mapping[str, str] = {
     "train.epochs": "passes over the data",
     "train.iters": "optimizer steps, caps the epochs; null: no cap",
     "train.batch_size": "pairs in one optimizer step",
-    "train.micro_batch_tokens": "tokens of one forward pass; null: 2048 on a CPU, 8192 on a GPU",
+    "train.micro_batch_tokens": "tokens that one gradient is taken through; null: 2048 on a CPU, "
+    "8192 on a GPU",
     "train.learning_rate": "peak rate of AdamW",
     "train.warmup": "share of the steps that warm up",
     "train.schedule": "after warm-up: cosine, linear or constant",

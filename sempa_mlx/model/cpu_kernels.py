@@ -29,7 +29,7 @@ POWERS_OF_LN2 = (
 )
 ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to the nearest integer
 LARGEST_EXPONENT = 126.0
-CACHED_ELEMENTS = 2**16  # half a megabyte of float32; several such arrays fit into a core's cache
+CACHED_ELEMENTS = 2**16  # 256 KiB of float32; several such arrays fit into a core's cache
 
 
 def row_blocks(array: mx.array) -> list[slice]:
