@@ -13,6 +13,8 @@ from pathlib import Path
 import mlx.core as mx
 
 GB = 1e9
+POOL = 0.1  # of memory, for the buffers that mlx frees
+SMALL_POOL = 0.01  # the same where the C library keeps freed memory as well
 CONTAINER_LIMITS = tuple(
     Path("/sys/fs/cgroup") / name for name in ("memory.max", "memory/memory.limit_in_bytes")
 )
@@ -100,7 +102,7 @@ def peak_process_gb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / GB
 
 
-def limit_cache(fraction: float = 0.1) -> None:
+def limit_cache(fraction: float = POOL) -> None:
     """Cap mlx's pool of freed buffers at a fraction of memory; it grows with every new shape."""
     mx.set_cache_limit(int(machine().memory_gb * GB * fraction))
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import yaml
 
+from sempa_mlx import runtime
 from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings, read_settings
@@ -317,3 +318,11 @@ def test_answers_that_would_only_train_embeddings_are_remarked_on(inputs, tmp_pa
     assert note.endswith("--config sempa")
     assert notes("sigmoid + embedding") == notes("sft + kl") == []
     assert notes("embedding + 2 kl", inputs / "pairs.jsonl") == []
+
+
+def test_training_keeps_mlxs_large_pool(inputs):
+    prepared(inputs)
+    bound = mx.set_cache_limit(0)
+    mx.set_cache_limit(bound)
+    machine = runtime.machine()
+    assert bound == pytest.approx(runtime.POOL * machine.memory_gb * runtime.GB, rel=1e-6)

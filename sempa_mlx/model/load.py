@@ -237,9 +237,8 @@ def load_model(
     model.freeze()
     model.eval()
     mx.eval(model.parameters())
-    runtime.limit_cache()
-    if not runtime.is_gpu():
-        keep_freed_memory()
+    is_kept = not runtime.is_gpu() and keep_freed_memory()
+    runtime.limit_cache(runtime.SMALL_POOL if is_kept else runtime.POOL)
     identity = fingerprint(weight_files(location.path))
     return LoadedModel(model, tokenizer, location, wanted, identity)
 

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import mlx.core as mx
 
+from sempa_mlx import runtime
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.records import PreferenceRecord
 from sempa_mlx.encoder.encoder import Encoder
@@ -38,6 +39,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
     started = time.perf_counter()
     world = world or World()
     loaded = load_model(config.model.name, revision=config.model.revision, dtype=config.model.dtype)
+    runtime.limit_cache()  # some arrays of a step are larger than what the C library keeps
     tokenized = tokenize_rows(config, data.records, loaded, str(data.train.path))
     attach(loaded.model, config.lora, config.train.seed)
     scorer = choose_scoring(

@@ -341,6 +341,30 @@ def test_fast_functions_are_asked_for_with_the_loaded_precision(folder, monkeypa
     assert asked == [mx.float16]
 
 
+def pool_share():
+    """The bound of mlx's pool, as a share of the memory that the device has."""
+    bound = mx.set_cache_limit(0)
+    mx.set_cache_limit(bound)
+    return bound / (runtime.machine().memory_gb * runtime.GB)
+
+
+@pytest.mark.parametrize(("is_kept", "share"), [(True, 0.01), (False, 0.1)])
+def test_the_pool_is_small_where_the_c_library_keeps_what_is_freed(
+    is_kept, share, folder, monkeypatch
+):
+    monkeypatch.setattr(load, "keep_freed_memory", lambda: is_kept)
+    monkeypatch.setattr(runtime, "is_gpu", lambda: False)
+    load_model(str(folder))
+    assert pool_share() == pytest.approx(share, rel=1e-6)
+
+
+def test_the_pool_is_large_on_a_gpu(folder, monkeypatch):
+    monkeypatch.setattr(load, "keep_freed_memory", lambda: pytest.fail("asked on a GPU"))
+    monkeypatch.setattr(runtime, "is_gpu", lambda: True)
+    load_model(str(folder), dtype="float32")
+    assert pool_share() == pytest.approx(0.1, rel=1e-6)
+
+
 def test_a_tiny_config_is_whole():
     """The helper's folder is what mlx-lm's own config reader expects."""
     assert tiny_config("llama")["model_type"] == "llama"
