@@ -8,8 +8,8 @@
 # and PARTS may name a few of: train senteval raw standardize generation tasks geometry tokens, where
 # standardize means senteval and raw of the mapped vectors too.
 # Training takes the first ROWS NLI triplets (all of them unless told) and keeps the best step on
-# PAIRS pairs of STS-B dev. On one CPU core a training run takes hours, an evaluation half an hour;
-# on a GPU both take minutes. Seeds other than 0 are written NAME@SEED.
+# PAIRS pairs of STS-B dev (null: all). On one CPU core a training run takes hours, an evaluation
+# half an hour; on a GPU both take minutes. Seeds other than 0 are written NAME@SEED.
 set -euo pipefail
 data=${SEMPA_DATA:-../shared/data}
 out=${1:?where the results go}
@@ -20,6 +20,7 @@ rows=${ROWS:-25371}
 pairs=${PAIRS:-500}
 questions=${QUESTIONS:-500}
 tokens=${TOKENS:-65536}
+rate=${RATE:-1e-3} # of the systems that train embeddings; DPO alone has its own
 parts=" ${PARTS:-train senteval raw standardize generation tasks geometry tokens} "
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 mkdir -p "$out"
@@ -45,16 +46,16 @@ recipe() { # NAME: the options that make it what it is
     sempa) echo --set objective.loss=sigmoid --batch-size 32 --learning-rate 3e-4 ;;
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
     listwise) echo --set objective.loss=listwise --batch-size 32 --learning-rate 3e-4 ;;
-    embedding) echo --set objective.loss=embedding --batch-size 64 --learning-rate 3e-4 ;;
+    embedding) echo --set objective.loss=embedding --batch-size 64 --learning-rate "$rate" ;;
     held) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
-      --batch-size 64 --learning-rate 3e-4 ;;
+      --batch-size 64 --learning-rate "$rate" ;;
     held-questions) echo --set objective.loss=embedding+2kl \
-      --set "objective.kl_text=$out/questions.txt" --batch-size 64 --learning-rate 3e-4 ;;
+      --set "objective.kl_text=$out/questions.txt" --batch-size 64 --learning-rate "$rate" ;;
     held-wide) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
-      --batch-size 128 --learning-rate 3e-4 ;;
-    bridge) echo --set objective.loss=sigmoid+embedding --batch-size 64 --learning-rate 3e-4 ;;
+      --batch-size 128 --learning-rate "$rate" ;;
+    bridge) echo --set objective.loss=sigmoid+embedding --batch-size 64 --learning-rate "$rate" ;;
     bridge-*) echo --set "objective.loss=sigmoid+${1#bridge-}embedding" --batch-size 64 \
-      --learning-rate 3e-4 ;;
+      --learning-rate "$rate" ;;
     spod) echo --set objective.loss=sigmoid+0.3code --set "sparse.start=$out/base-coder.safetensors" \
       --set eval.dial=null --batch-size 32 --learning-rate 3e-4 ;;
     *) echo "unknown system: $1" >&2; return 1 ;;

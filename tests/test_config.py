@@ -225,7 +225,7 @@ def test_a_recipe_names_and_explains_every_key(name):
          {"train.learning_rate": 3e-4, "data.limit": 4096, "eval.every": 8,
           "eval.patience": 5}),
         ("smollm2-135m",
-         {"train.learning_rate": 3e-4, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
+         {"train.learning_rate": 1e-3, "data.limit": 4096, "eval.every": 8, "eval.patience": 5,
           "objective.loss": "embedding + 2 kl", "objective.kl_text": "general",
           "train.batch_size": 64}),
         ("listwise",
