@@ -30,6 +30,7 @@ from tests.command import (
     training,
     write_inputs,
 )
+from tests.pool import pool_share
 
 RUN_FILES = [
     "adapter_config.json",
@@ -322,7 +323,4 @@ def test_answers_that_would_only_train_embeddings_are_remarked_on(inputs, tmp_pa
 
 def test_training_keeps_mlxs_large_pool(inputs):
     prepared(inputs)
-    bound = mx.set_cache_limit(0)
-    mx.set_cache_limit(bound)
-    machine = runtime.machine()
-    assert bound == pytest.approx(runtime.POOL * machine.memory_gb * runtime.GB, rel=1e-6)
+    assert pool_share() == pytest.approx(runtime.POOL, rel=1e-6)

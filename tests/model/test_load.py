@@ -17,6 +17,7 @@ from sempa_mlx.model import load
 from sempa_mlx.model.identity import fingerprint
 from sempa_mlx.model.load import ALIASES, MODEL_FILES, Alias, load_model, locate
 from tests.arrays import assert_close
+from tests.pool import pool_share
 from tests.tiny import END, START, tiny_config, tiny_tokenizer, write_tiny_folder
 from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
 
@@ -339,13 +340,6 @@ def test_fast_functions_are_asked_for_with_the_loaded_precision(folder, monkeypa
     monkeypatch.setattr(load, "use_fast_functions", lambda _model, dtype: asked.append(dtype))
     load_model(str(folder), dtype="float16")
     assert asked == [mx.float16]
-
-
-def pool_share():
-    """The bound of mlx's pool, as a share of the memory that the device has."""
-    bound = mx.set_cache_limit(0)
-    mx.set_cache_limit(bound)
-    return bound / (runtime.machine().memory_gb * runtime.GB)
 
 
 @pytest.mark.parametrize(("is_kept", "share"), [(True, 0.01), (False, 0.1)])
