@@ -11,21 +11,11 @@ import math
 import statistics
 import sys
 from collections.abc import Sequence
-from html import escape
 from pathlib import Path
 
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICKR")
 COST = ("perplexity", "x base", "KL", "HellaSwag", "TruthfulQA mc1")
 SPACE = ("uniformity", "isotropy", "GAR")
-WIDTH, HEIGHT, EDGE = 760, 460, 64
-STYLE = """
-text { font: 12px system-ui, sans-serif; fill: #52514e; } .dot { fill: #2a78d6; }
-.ground { fill: #fcfcfb; } .axis { stroke: #e3e2de; }
-@media (prefers-color-scheme: dark) {
-  text { fill: #c3c2b7; } .dot { fill: #3987e5; } .ground { fill: #1a1a19; }
-  .axis { stroke: #383835; }
-}
-"""
 
 Row = dict[str, float]
 
@@ -61,8 +51,8 @@ def generation(out: Path, name: str) -> Row:
     for row in read(out, name, "tasks"):
         if row["adapter_scale"] == scale:
             figures = {(each["task"], each["metric"]): each["value"] for each in row["figures"]}
-            found["HellaSwag"] = 100 * figures[("hellaswag", "norm")]
-            found["TruthfulQA mc1"] = 100 * figures[("truthfulqa", "mc1")]
+            found["HellaSwag"] = 100 * figures[("hellaswag", "acc_norm")]
+            found["TruthfulQA mc1"] = 100 * figures[("truthfulqa_mc1", "acc")]
     return found
 
 
@@ -116,37 +106,46 @@ def table(found: dict[str, list[Row]], columns: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def plot(found: dict[str, list[Row]]) -> str:
-    """Return an SVG of the average against the share of the base's perplexity, a dot a system."""
-    spots = [
-        (name, mean(rows, "x base"), mean(rows, "senteval average"))
-        for name, rows in found.items()
-        if any("x base" in row for row in rows)
-    ]
-    if not spots:
-        raise SystemExit("no trained system is measured yet: nothing to plot")
-    (low_x, high_x), (low_y, high_y) = (
-        (min(values), max(values)) for values in list(zip(*spots, strict=True))[1:]
-    )
+def untrained(name: str, out: Path) -> bool:
+    """Return whether a system changes no weight, so that the generator is the base's."""
+    return not (out / name.removesuffix("+standardize") / "encoder.json").is_file()
 
-    def at(x: float, y: float) -> tuple[float, float]:
-        across = EDGE + (WIDTH - 3 * EDGE) * (x - low_x) / ((high_x - low_x) or 1)
-        return across, HEIGHT - EDGE - (HEIGHT - 2 * EDGE) * (y - low_y) / ((high_y - low_y) or 1)
 
-    right, across_title = WIDTH - EDGE, f"perplexity, x base ({low_x:.3f} to {high_x:.3f})"
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">',
-        f"<style>{STYLE}</style>",
-        f'<rect class="ground" width="{WIDTH}" height="{HEIGHT}"/>',
-        f'<text x="{EDGE}" y="24">Spearman x 100, mean of seven sets</text>',
-        f'<text x="{right}" y="{HEIGHT - 16}" text-anchor="end">{across_title}</text>',
-        f'<path class="axis" fill="none" d="M{EDGE} {EDGE / 2}V{HEIGHT - EDGE / 2}H{right}"/>',
-    ]
-    for name, x, y in spots:
-        across, down = at(x, y)
-        parts.append(f'<circle class="dot" cx="{across:.1f}" cy="{down:.1f}" r="5"/>')
-        parts.append(f'<text x="{across + 9:.1f}" y="{down + 4:.1f}">{escape(name)} {y:.1f}</text>')
-    return "\n".join([*parts, "</svg>"]) + "\n"
+def spots(out: Path, found: dict[str, list[Row]]) -> list[tuple[str, float, float, bool]]:
+    """Return name, perplexity over the base's, average and whether a system was trained."""
+    placed = []
+    for name, rows in found.items():
+        free = untrained(name, out)
+        share = 1.0 if free else mean(rows, "x base")
+        if not math.isnan(share):
+            placed.append((name, share, mean(rows, "senteval average"), not free))
+    return placed
+
+
+def plot(placed: list[tuple[str, float, float, bool]], target: Path) -> None:
+    """Draw the average against the perplexity over the base's, a dot a system."""
+    # Not needed for the tables, nor by sempa-mlx: it is in benchmarks/requirements.txt.
+    import matplotlib.pyplot as plt
+
+    plt.rcParams |= {"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "frontier"}
+    figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
+    for trained, colour, label in ((False, "#8a8883", "untrained"), (True, "#2a78d6", "trained")):
+        some = [(share, average) for _, share, average, each in placed if each == trained]
+        if some:
+            axes.scatter(*zip(*some, strict=True), color=colour, label=label, zorder=3)
+    for name, share, average, _ in placed:
+        axes.annotate(
+            f"{name} {average:.1f}", (share, average), (6, -3), textcoords="offset points"
+        )
+    axes.set_xlabel("perplexity of WikiText-2 test over the base's")
+    axes.set_ylabel("Spearman x 100, average of seven STS sets")
+    low, high = min(share for _, share, *_ in placed), max(share for _, share, *_ in placed)
+    room = (high - low) or 0.01
+    axes.set_xlim(low - 0.06 * room, high + 0.3 * room)  # names stand to the right of their dots
+    axes.grid(color="#e3e2de", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
+    figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
 
 
 def main() -> None:
@@ -161,7 +160,7 @@ def main() -> None:
     ]
     sys.stdout.write("\n\n".join(parts) + "\n")
     if arguments.plot:
-        arguments.plot.write_text(plot(found), encoding="utf-8")
+        plot(spots(arguments.out, found), arguments.plot)
 
 
 if __name__ == "__main__":
