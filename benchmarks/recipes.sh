@@ -20,13 +20,15 @@ rows=${ROWS:-25371}
 pairs=${PAIRS:-500}
 questions=${QUESTIONS:-500}
 tokens=${TOKENS:-65536}
-rate=${RATE:-1e-3} # of the systems that train embeddings; DPO alone has its own
+rate=${RATE:-1e-3} # of the systems that train embeddings
+dpo_rate=${DPO_RATE:-3e-4} # of those that only prefer
 parts=" ${PARTS:-train senteval raw standardize generation tasks geometry tokens} "
 export OPENBLAS_NUM_THREADS=${OPENBLAS_NUM_THREADS:-1}
 mkdir -p "$out"
 
-all=(prompteol prompteol-icl ke metaeol standardize sempa embedding bridge held paper bridge-0.2
-  bridge-5 listwise spod sempa@1 sempa@2 embedding@1 embedding@2 bridge@1 bridge@2 held@1 held@2)
+all=(prompteol prompteol-icl ke metaeol standardize sempa sempa-held embedding bridge held paper
+  norm-held bridge-0.2 bridge-5 listwise spod sempa@1 sempa@2 embedding@1 embedding@2 bridge@1
+  bridge@2 held@1 held@2)
 systems=("$@")
 [ ${#systems[@]} -gt 0 ] || systems=("${all[@]}")
 
@@ -43,9 +45,13 @@ PYTHON
 
 recipe() { # NAME: the options that make it what it is
   case $1 in
-    sempa) echo --set objective.loss=sigmoid --batch-size 32 --learning-rate 3e-4 ;;
+    sempa) echo --set objective.loss=sigmoid --batch-size 32 --learning-rate "$dpo_rate" ;;
+    sempa-held) echo --set objective.loss=sigmoid+2kl --set objective.kl_text=general \
+      --batch-size 32 --learning-rate "$dpo_rate" ;;
+    norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 \
+      --set objective.kl_text=general --batch-size 32 --learning-rate "$dpo_rate" ;;
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
-    listwise) echo --set objective.loss=listwise --batch-size 32 --learning-rate 3e-4 ;;
+    listwise) echo --set objective.loss=listwise --batch-size 32 --learning-rate "$dpo_rate" ;;
     embedding) echo --set objective.loss=embedding --batch-size 64 --learning-rate "$rate" ;;
     held) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
       --batch-size 64 --learning-rate "$rate" ;;
