@@ -16,6 +16,7 @@ from pathlib import Path
 TASKS = ("STS12", "STS13", "STS14", "STS15", "STS16", "STSB", "SICKR")
 COST = ("perplexity", "x base", "KL", "HellaSwag", "TruthfulQA mc1")
 SPACE = ("uniformity", "isotropy", "GAR")
+UNTRAINED = {"prompteol", "prompteol-icl", "ke", "metaeol", "standardize"}
 
 Row = dict[str, float]
 
@@ -37,7 +38,9 @@ def similarity(out: Path, name: str) -> Row:
 
 
 def generation(out: Path, name: str) -> Row:
-    """Return what the adapter costs at the strength that dev chose; the base's is 0."""
+    """Return what the adapter costs at the strength that dev chose; no adapter costs nothing."""
+    if name in UNTRAINED:
+        return {"x base": 1.0, "KL": 0.0}
     rows = read(out, name, "generation")
     settings = out / name / "encoder.json"
     if not rows or not settings.is_file():
@@ -106,45 +109,34 @@ def table(found: dict[str, list[Row]], columns: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def untrained(name: str, out: Path) -> bool:
-    """Return whether a system changes no weight, so that the generator is the base's."""
-    return not (out / name.removesuffix("+standardize") / "encoder.json").is_file()
-
-
-def spots(out: Path, found: dict[str, list[Row]]) -> list[tuple[str, float, float, bool]]:
-    """Return name, perplexity over the base's, average and whether a system was trained."""
-    placed = []
-    for name, rows in found.items():
-        free = untrained(name, out)
-        share = 1.0 if free else mean(rows, "x base")
-        if not math.isnan(share):
-            placed.append((name, share, mean(rows, "senteval average"), not free))
-    return placed
-
-
-def plot(placed: list[tuple[str, float, float, bool]], target: Path) -> None:
+def plot(found: dict[str, list[Row]], target: Path) -> None:
     """Draw the average against the perplexity over the base's, a dot a system."""
+    placed = [
+        (name, mean(rows, "x base"), mean(rows, "senteval average"))
+        for name, rows in found.items()
+        if any("x base" in row for row in rows)
+    ]
+    if all(name in UNTRAINED for name, *_ in placed):
+        raise SystemExit("no trained system is measured yet: nothing to plot")
     # Not needed for the tables, nor by sempa-mlx: it is in benchmarks/requirements.txt.
     import matplotlib.pyplot as plt
 
     plt.rcParams |= {"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "frontier"}
     figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
-    for trained, colour, label in ((False, "#8a8883", "untrained"), (True, "#2a78d6", "trained")):
-        some = [(share, average) for _, share, average, each in placed if each == trained]
-        if some:
-            axes.scatter(*zip(*some, strict=True), color=colour, label=label, zorder=3)
-    for name, share, average, _ in placed:
+    for name, share, average in placed:
+        colour = "#8a8883" if name in UNTRAINED else "#2a78d6"
+        axes.scatter(share, average, color=colour, zorder=3)
         axes.annotate(
             f"{name} {average:.1f}", (share, average), (6, -3), textcoords="offset points"
         )
-    axes.set_xlabel("perplexity of WikiText-2 test over the base's")
+    axes.set_xlabel("perplexity of WikiText-2 test over the base's (grey: nothing trained)")
     axes.set_ylabel("Spearman x 100, average of seven STS sets")
-    low, high = min(share for _, share, *_ in placed), max(share for _, share, *_ in placed)
+    shares = [share for _, share, _ in placed]
+    low, high = min(shares), max(shares)
     room = (high - low) or 0.01
     axes.set_xlim(low - 0.06 * room, high + 0.3 * room)  # names stand to the right of their dots
     axes.grid(color="#e3e2de", linewidth=0.6)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 1), ncols=2)
     figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
 
 
@@ -160,7 +152,7 @@ def main() -> None:
     ]
     sys.stdout.write("\n\n".join(parts) + "\n")
     if arguments.plot:
-        plot(spots(arguments.out, found), arguments.plot)
+        plot(found, arguments.plot)
 
 
 if __name__ == "__main__":

@@ -44,26 +44,25 @@ PYTHON
   gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
 
 recipe() { # NAME: the options that make it what it is
+  local prefer="--batch-size 32 --learning-rate $dpo_rate"
+  local embed="--batch-size 64 --learning-rate $rate"
+  local general="--set objective.kl_text=general"
   case $1 in
-    sempa) echo --set objective.loss=sigmoid --batch-size 32 --learning-rate "$dpo_rate" ;;
-    sempa-held) echo --set objective.loss=sigmoid+2kl --set objective.kl_text=general \
-      --batch-size 32 --learning-rate "$dpo_rate" ;;
-    norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 \
-      --set objective.kl_text=general --batch-size 32 --learning-rate "$dpo_rate" ;;
+    sempa) echo --set objective.loss=sigmoid $prefer ;;
+    sempa-held) echo --set objective.loss=sigmoid+2kl $general $prefer ;;
+    norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 $general $prefer ;;
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
-    listwise) echo --set objective.loss=listwise --batch-size 32 --learning-rate "$dpo_rate" ;;
-    embedding) echo --set objective.loss=embedding --batch-size 64 --learning-rate "$rate" ;;
-    held) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
-      --batch-size 64 --learning-rate "$rate" ;;
+    listwise) echo --set objective.loss=listwise $prefer ;;
+    embedding) echo --set objective.loss=embedding $embed ;;
+    held) echo --set objective.loss=embedding+2kl $general $embed ;;
     held-questions) echo --set objective.loss=embedding+2kl \
-      --set "objective.kl_text=$out/questions.txt" --batch-size 64 --learning-rate "$rate" ;;
-    held-wide) echo --set objective.loss=embedding+2kl --set objective.kl_text=general \
-      --batch-size 128 --learning-rate "$rate" ;;
-    bridge) echo --set objective.loss=sigmoid+embedding --batch-size 64 --learning-rate "$rate" ;;
-    bridge-*) echo --set "objective.loss=sigmoid+${1#bridge-}embedding" --batch-size 64 \
+      --set "objective.kl_text=$out/questions.txt" $embed ;;
+    held-wide) echo --set objective.loss=embedding+2kl $general --batch-size 128 \
       --learning-rate "$rate" ;;
+    bridge) echo --set objective.loss=sigmoid+embedding $embed ;;
+    bridge-*) echo --set "objective.loss=sigmoid+${1#bridge-}embedding" $embed ;;
     spod) echo --set objective.loss=sigmoid+0.3code --set "sparse.start=$out/base-coder.safetensors" \
-      --set eval.dial=null --batch-size 32 --learning-rate 3e-4 ;;
+      --set eval.dial=null $prefer ;;
     *) echo "unknown system: $1" >&2; return 1 ;;
   esac
 }
