@@ -14,6 +14,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from sempa_mlx.data.batching import cut_by_length
+from sempa_mlx.model.forest import Branch, Forest, run_forest
 from sempa_mlx.model.forward import (
     PLAIN_MASK_RANK,
     KeysValues,
@@ -106,6 +107,24 @@ def shared_states(
     inputs = [completion[:-1] or (0,) for row in rows for completion in row.completions]
     branches = _run_by_length(model, inputs, after_prompts, mask_rank, pass_tokens, keeps=False)
     return _branch_targets(prompts, branches, rows, shared)
+
+
+def forest_states(model: nn.Module, rows: Sequence[TokenRow], shared: int) -> TargetStates:
+    """Find what `shared_states` finds in one pass without padding, where `run_forest` is exact."""
+    branches = [Branch(rows[0].prompt[:shared])]
+    for row in rows:
+        prompt = len(branches)
+        branches.append(Branch(row.prompt[shared:], parent=0))
+        branches += [Branch(completion[:-1], prompt) for completion in row.completions]
+    forest = Forest(branches)
+    picks: list[int] = []
+    starts = iter(forest.starts[1:])
+    for row in rows:
+        last_of_prompt = next(starts) + len(row.prompt) - shared - 1
+        for completion in row.completions:
+            begin = next(starts)
+            picks += [last_of_prompt, *range(begin, begin + len(completion) - 1)]
+    return _target_states(run_forest(model, forest), picks, rows)
 
 
 class _Level(NamedTuple):
@@ -213,6 +232,12 @@ def _target_states(
 def score_plain(model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
     """Return completion log-probabilities, (rows, K) float32, by one full sequence a completion."""
     states = plain_states(model, rows)
+    return states.per_completion(target_logps(model, states.hidden, states.targets))
+
+
+def score_forest(model: nn.Module, rows: Sequence[TokenRow], shared: int) -> mx.array:
+    """Return completion log-probabilities, (rows, K) float32; see `forest_states`."""
+    states = forest_states(model, rows, shared)
     return states.per_completion(target_logps(model, states.hidden, states.targets))
 
 

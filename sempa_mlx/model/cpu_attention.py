@@ -14,6 +14,7 @@ from mlx_lm.models import base
 
 from sempa_mlx import runtime
 from sempa_mlx.model.cpu_kernels import exp_negative, row_blocks
+from sempa_mlx.model.forest import Forest, ForestCache
 from sempa_mlx.model.fused import stays_fused
 
 FARTHEST = 64.0  # exp(-64) is 1e-28; beyond exp(-87) values get denormal and arithmetic slow
@@ -65,12 +66,32 @@ def attention(  # noqa: PLR0913 - as mlx-lm calls it
     """
     is_float32 = queries.dtype == keys.dtype == values.dtype == mx.float32
     is_plain = sinks is None and not hasattr(cache, "bits")
+    if isinstance(cache, ForestCache) and is_float32 and is_plain:
+        return _attend_in_forest(queries, keys, values, scale, cache.forest)
     if not (is_float32 and is_plain) or queries.shape[2] == 1 or runtime.is_gpu():
         others = base.scaled_dot_product_attention
         return cast("mx.array", others(queries, keys, values, cache, scale, mask, sinks))
     if isinstance(mask, str):
         return _attend_causally(queries, keys, values, scale)
     return _attend(queries, keys, values, scale, mask)
+
+
+def _attend_in_forest(
+    queries: mx.array, keys: mx.array, values: mx.array, scale: float, forest: Forest
+) -> mx.array:
+    """Let the tokens of each branch see its earlier ones, and all of the branches it follows."""
+
+    def gathered(array: mx.array, places: mx.array) -> mx.array:
+        return mx.take(array[:, :, 0], places, axis=0).swapaxes(1, 2)
+
+    found = []
+    for group in forest.groups:
+        own = gathered(queries, group.queries)
+        seen = _attend(
+            own, gathered(keys, group.keys), gathered(values, group.keys), scale, group.mask
+        )
+        found.append(seen.swapaxes(1, 2).reshape(-1, *queries.shape[1:]))
+    return mx.take(mx.concatenate(found), forest.order, axis=0)
 
 
 def _attend_causally(queries: mx.array, keys: mx.array, values: mx.array, scale: float) -> mx.array:
