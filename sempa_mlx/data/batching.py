@@ -66,6 +66,27 @@ def group_by_length(lengths: Sequence[int], token_budget: int) -> list[list[int]
     return groups
 
 
+def fill_in_order(lengths: Sequence[int], token_budget: int) -> list[list[int]]:
+    """Group indices so that no group's tokens pass the budget, for passes without padding.
+
+    Args:
+        lengths: tokens of each item.
+        token_budget: largest sum of a group. An item longer than it forms a group of its own.
+
+    Returns:
+        Groups of indices into `lengths`; each index once, short ones first.
+    """
+    groups: list[list[int]] = []
+    room = 0
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if not groups or lengths[index] > room:
+            groups.append([])
+            room = token_budget
+        groups[-1].append(index)
+        room -= lengths[index]
+    return groups
+
+
 def cut_by_length(
     lengths: Sequence[int], group_cost: int, token_budget: float = math.inf
 ) -> list[list[int]]:

@@ -1,10 +1,9 @@
 """The encoder: sentences in, float32 vectors out, in input order.
 
-Each distinct text is computed once; texts of like length share a batch; the template's leading
-tokens are run once a batch. Results do not depend on batch size, order or padding.
+Each distinct text is computed once; texts of like length share a batch, on a CPU without padding;
+the template's leading tokens are run once a batch. Results do not depend on batch size or order.
 """
 
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -14,22 +13,14 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
-from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
 from sempa_mlx.encoder.description import describe, vectors_key
 from sempa_mlx.encoder.interventions import PLAIN, Parameters
 from sempa_mlx.encoder.methods import find_method
-from sempa_mlx.encoder.postprocess import at_unit_length, write_post
-from sempa_mlx.encoder.settings import (
-    POST_FILE,
-    SETTINGS_FILE,
-    EncoderSettings,
-    read_settings,
-)
+from sempa_mlx.encoder.postprocess import at_unit_length
+from sempa_mlx.encoder.settings import EncoderSettings, read_settings, write_settings
 from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import write_text
 from sempa_mlx.model.blocks import require_attention
-from sempa_mlx.model.forward import tokens_of_a_pass
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.hidden_states import Row, StateReader
 from sempa_mlx.model.load import LoadedModel, load_model
@@ -207,7 +198,9 @@ class Encoder:
         shape = (len(variants), len(layers), len(texts), self.hidden_size)
         vectors = np.zeros(shape, dtype=np.float32)
         lengths = [max(map(len, each)) for each in rows]
-        groups = cut_by_length(lengths, tokens_of_a_pass(), batch_tokens)
+        if self._world.size > 1:  # a pass for each process at least
+            batch_tokens = min(batch_tokens, -(-sum(lengths) // self._world.size))
+        groups = self.passes(lengths, batch_tokens, layers)
         with dialled(self.loaded.model, self.settings.adapter_scale):
             for group in self._world.share(groups):
                 done = 0
@@ -269,6 +262,14 @@ class Encoder:
         vectors = vectors[:, : self.dim]
         return at_unit_length(vectors) if self.settings.normalize else vectors
 
+    def passes(
+        self, lengths: Sequence[int], token_budget: int, layers: Sequence[int] | None = None
+    ) -> list[list[int]]:
+        """Group prompts for reading `layers`, or what `pooled` reads: see `StateReader.passes`."""
+        read = {self.parameters.index(self.depth)} if layers is None else set(layers)
+        ends = self.method.reads_last and read == {self.depth}
+        return self._reader.passes(lengths, token_budget, ends=ends)
+
     def pooled(self, rows: Sequence[Row]) -> mx.array:
         """Return the embeddings of tokenised texts as they leave the model, with gradients.
 
@@ -291,7 +292,4 @@ class Encoder:
 
     def save_settings(self, folder: Path) -> None:
         """Write `encoder.json` into a run folder, and the fitted map beside it if there is one."""
-        if self.settings.post is not None:
-            write_post(folder / POST_FILE, self.settings.post)
-        text = json.dumps(self.describe(), indent=2, ensure_ascii=False) + "\n"
-        write_text(folder / SETTINGS_FILE, text)
+        write_settings(folder, self.describe(), self.settings.post)

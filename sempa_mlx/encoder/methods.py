@@ -66,6 +66,11 @@ class Method:
     defaults: Callable[[int], Parameters] = _final
     intervention: Intervention = PLAIN
 
+    @property
+    def reads_last(self) -> bool:
+        """Whether it reads nothing but the states of last tokens, and changes none."""
+        return self.pooling == "last" and self.intervention is PLAIN
+
     def parameters(
         self,
         depth: int,

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from sempa_mlx.encoder.methods import METHODS
-from sempa_mlx.encoder.postprocess import PostFit, read_post
+from sempa_mlx.encoder.postprocess import PostFit, read_post, write_post
 from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.files import write_text
 
 SETTINGS_FILE = "encoder.json"
 POST_FILE = "post.safetensors"
@@ -64,6 +65,14 @@ def read_settings(folder: Path) -> EncoderSettings:
     settings = settings_from(stored, str(path))
     post = stored.get("post")
     return settings if post is None else replace(settings, post=_read_fit(folder, post))
+
+
+def write_settings(folder: Path, described: dict[str, Any], post: PostFit | None) -> None:
+    """Write what `Encoder.describe` returned, and the fitted map beside it if there is one."""
+    if post is not None:
+        write_post(folder / POST_FILE, post)
+    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
+    write_text(folder / SETTINGS_FILE, text)
 
 
 def settings_from(stored: Any, place: str) -> EncoderSettings:  # noqa: ANN401 - what JSON holds

@@ -18,6 +18,7 @@ from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.model.forward import KeysValues, SharedPrefixUnsupportedError
 from sempa_mlx.model.head import text_model
 
+PASS_TOKENS = 2048  # of a pass: the weights are copied once for all, and states stay in the cache
 GROUP_KEYS = 64  # padded keys that cost as much as one more group of attention
 
 

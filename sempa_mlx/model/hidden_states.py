@@ -1,14 +1,17 @@
 """Hidden states of any layers in one forward pass; what all rows begin with is run once."""
 
 from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
 from typing import NamedTuple
 
 import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from sempa_mlx.data.batching import cut_by_length, fill_in_order
 from sempa_mlx.data.templates import PROMPTEOL
 from sempa_mlx.model.blocks import TappedModel, Taps
+from sempa_mlx.model.forest import PASS_TOKENS, Branch, Forest, can_be_forest, run_forest
 from sempa_mlx.model.forward import (
     GROUPED_MASK_RANK,
     PLAIN_MASK_RANK,
@@ -18,6 +21,7 @@ from sempa_mlx.model.forward import (
     final_hidden,
     pad_right,
     run_level,
+    tokens_of_a_pass,
 )
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import tokenize_texts
@@ -59,6 +63,7 @@ class StateReader:
         """Keep the model; whether it can share is found out when it is first asked to."""
         self._loaded = loaded
         self._can_share: bool | None = None
+        self._can_be_forest: bool | None = None
         self._last_rank: int | None = None
         self._tried_last = False
 
@@ -105,6 +110,46 @@ class StateReader:
             return Read({self.depth: final_hidden(model, rows, shared)}, positions)
         return Read(tapped_states(model, rows, layers, taps, shared), positions)
 
+    def read_ends(self, rows: Sequence[Row], *, most_shared: int) -> mx.array:
+        """Return the final states of the rows' last tokens, (rows, dim); see `read`."""
+        if self._is_forest():
+            shared = min(common_prefix(rows), most_shared)
+            with suppress(SharedPrefixUnsupportedError):  # longer than the model's attention window
+                return forest_ends(self._loaded.model, rows, shared)
+        found = self.read(rows, (self.depth,), most_shared=most_shared)
+        return found.positions.last(found.states[self.depth])[:, 0]
+
+    def passes(
+        self, lengths: Sequence[int], token_budget: int, *, ends: bool = True
+    ) -> list[list[int]]:
+        """Group rows, given by their lengths, for the passes that suit what is read of them.
+
+        Args:
+            lengths: tokens of each row.
+            token_budget: upper bound of tokens in one pass, padding included.
+            ends: whether `read_ends` will run them.
+
+        Returns:
+            Groups of indices into `lengths`; each index once, short rows first.
+        """
+        if ends and self._is_forest():
+            return fill_in_order(lengths, min(token_budget, PASS_TOKENS))
+        return cut_by_length(lengths, tokens_of_a_pass(), token_budget)
+
+    def _is_forest(self) -> bool:
+        """Tell, once, whether `forest_ends` gives this model's own states."""
+        if self._can_be_forest is None:
+            self._can_be_forest = can_be_forest(self._loaded.dtype) and self._try_forest()
+        return self._can_be_forest
+
+    def _try_forest(self) -> bool:
+        rows = self._probe()
+        try:
+            found = forest_ends(self._loaded.model, rows, common_prefix(rows))
+            return self._is_equal(found, self._plain_ends(rows))
+        except CANNOT_SHARE:
+            return False
+
     def read_last(
         self, rows: Sequence[Row], layers: Collection[int], makers: Sequence[MakeTaps]
     ) -> list[dict[int, mx.array]] | None:
@@ -139,13 +184,15 @@ class StateReader:
 
     def _try_last(self, mask_rank: int) -> bool:
         rows = self._probe()
-        whole = final_hidden(self._loaded.model, rows)
-        ends = Positions(0, mx.array([len(row) for row in rows])).last(whole)[:, 0]
         try:
             found = last_states(self._loaded.model, rows, (self.depth,), (Taps(),), mask_rank)
-            return self._is_equal(found[0][self.depth], ends)
+            return self._is_equal(found[0][self.depth], self._plain_ends(rows))
         except CANNOT_SHARE:
             return False
+
+    def _plain_ends(self, rows: Sequence[Row]) -> mx.array:
+        whole = final_hidden(self._loaded.model, rows)
+        return Positions(0, mx.array([len(row) for row in rows])).last(whole)[:, 0]
 
     def _probe(self) -> tuple[Row, ...]:
         return tokenize_texts(PROBE, PROMPTEOL, self._loaded.tokenizer, max_tokens=512).rows
@@ -174,6 +221,20 @@ class StateReader:
             )
         except CANNOT_SHARE:
             return False
+
+
+def forest_ends(model: nn.Module, rows: Sequence[Row], shared: int) -> mx.array:
+    """Return final states of the last tokens, (rows, dim), in one pass without padding.
+
+    The `shared` leading tokens, equal in all rows, are run once. See `run_forest` for which models.
+
+    Raises:
+        SharedPrefixUnsupportedError: the rows are longer than the model's attention window.
+    """
+    forest = Forest([Branch(rows[0][:shared]), *(Branch(row[shared:], 0) for row in rows)])
+    starts = forest.starts[1:]
+    ends = [start + len(row) - shared - 1 for start, row in zip(starts, rows, strict=True)]
+    return run_forest(model, forest)[mx.array(ends)]
 
 
 def tapped_states(

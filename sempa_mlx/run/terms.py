@@ -67,7 +67,12 @@ def training_terms(  # noqa: PLR0913 - what terms are made of
     if losses:
         sentences = sentence_rows(preferences.records, encoder)
         terms["sentences"] = SentenceTerm(
-            loaded.model, sentences, encoder.pooled, losses, micro_batch_tokens(config.train)
+            loaded.model,
+            sentences,
+            encoder.pooled,
+            encoder.passes,
+            losses,
+            micro_batch_tokens(config.train),
         )
         encoder.pooled(sentences[0].candidates)  # looks at the model before gradients are taken
     if "kl" in config.objective.terms:

@@ -15,8 +15,6 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.data.batching import cut_by_length
-from sempa_mlx.model.forward import tokens_of_a_pass
 from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.lora import dialled
@@ -26,6 +24,7 @@ from sempa_mlx.world import World
 
 Sentence = tuple[int, ...]
 Embed = Callable[[Sequence[Sentence]], mx.array]
+Passes = Callable[[Sequence[int], int], list[list[int]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,7 @@ class SentenceTerm:
         model: nn.Module,
         rows: Sequence[SentenceRow],
         embed: Embed,
+        passes: Passes,
         losses: Mapping[str, WeightedLoss],
         micro_batch_tokens: int,
     ) -> None:
@@ -63,10 +63,12 @@ class SentenceTerm:
             rows: one row for each preference row.
             embed: turns token rows into (rows, hidden size) float32 embeddings under the adapter as
                 it is dialled, with gradients.
+            passes: groups sentences, given by their lengths, so that no pass has more than so many
+                tokens.
             losses: by name.
             micro_batch_tokens: bound of what one gradient is taken through.
         """
-        self._model, self._rows, self._embed = model, rows, embed
+        self._model, self._rows, self._embed, self._cut = model, rows, embed, passes
         self._losses = losses
         self._micro_batch_tokens = micro_batch_tokens
         self._pulled_grad = value_and_grad(model, self._pulled)
@@ -89,8 +91,8 @@ class SentenceTerm:
         own = world.share(range(len(sentences)))
         groups = self._passes(sentences, own)
         base = self._base_embeddings(sentences) if self._needs_base else None
-        size = sum(len(group) * len(sentences[group[-1]]) for group in groups)
-        if size <= self._micro_batch_tokens and world.size == 1:
+        fits = sum(map(len, sentences)) <= self._micro_batch_tokens
+        if fits and world.size == 1:
             mx.random.seed(world.seed(seed, 0))
             (_, parts), gradients = self._whole_grad(sentences, groups, base, rows)
             found = self._counted(parts, is_first=True)
@@ -137,7 +139,7 @@ class SentenceTerm:
     def _passes(self, sentences: Sequence[Sentence], indices: Sequence[int]) -> list[list[int]]:
         """Group sentences, given by their indices, into forward passes; the longest come last."""
         lengths = [len(sentences[index]) for index in indices]
-        groups = cut_by_length(lengths, tokens_of_a_pass(), self._micro_batch_tokens)
+        groups = self._cut(lengths, self._micro_batch_tokens)
         return [[indices[place] for place in group] for group in groups]
 
     def _joined(self, sentences: Sequence[Sentence], groups: Sequence[Sequence[int]]) -> mx.array:

@@ -9,6 +9,7 @@ from sempa_mlx.data.batching import (
     batches_by_length,
     cut_by_length,
     epoch_order,
+    fill_in_order,
     group_by_length,
     spread,
     step_batches,
@@ -31,6 +32,18 @@ def test_nothing_makes_no_groups():
 def test_the_budget_may_be_filled_to_the_brim():
     assert group_by_length([4, 4, 4], token_budget=12) == [[0, 1, 2]]
     assert group_by_length([4, 4, 4], token_budget=11) == [[0, 1], [2]]
+
+
+@FEW
+@given(lengths=LENGTHS, budget=BUDGET)
+def test_without_padding_a_group_is_as_full_as_order_allows(lengths, budget):
+    groups = fill_in_order(lengths, budget)
+    assert sorted(chain.from_iterable(groups)) == list(range(len(lengths)))
+    sizes = [[lengths[index] for index in group] for group in groups]
+    in_order = list(chain.from_iterable(sizes))
+    assert in_order == sorted(lengths)
+    assert all(sum(group) <= budget or len(group) == 1 for group in sizes)
+    assert all(sum(group) + after[0] > budget for group, after in pairwise(sizes))
 
 
 @FEW

@@ -8,13 +8,18 @@ from hypothesis import strategies as st
 from mlx.utils import tree_flatten
 
 from sempa_mlx import runtime
+from sempa_mlx.config import LoraConfig
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.model import forest as module
 from sempa_mlx.model.completions import score_forest, score_plain
 from sempa_mlx.model.cpu_functions import TWINS, use_fast_functions
 from sempa_mlx.model.forest import Branch, Forest, ForestCache, can_be_forest, run_forest
-from sempa_mlx.model.forward import SharedPrefixUnsupportedError, final_hidden
+from sempa_mlx.model.forward import SharedPrefixUnsupportedError, common_prefix, final_hidden
 from sempa_mlx.model.gradients import value_and_grad
+from sempa_mlx.model.lora import attach
 from sempa_mlx.model.scoring import choose_scoring
+from tests.encoder.oracle import one_by_one
 from tests.model.test_forward import (
     CASES,
     NATS,
@@ -24,7 +29,7 @@ from tests.model.test_forward import (
     shared_of,
     with_adapter,
 )
-from tests.tiny import SHARING, VOCABULARY, tiny_model
+from tests.tiny import SHARING, VOCABULARY, move_adapter, tiny_loaded, tiny_model
 
 KINDS = [kind for kind in SHARING if kind != "gemma2"]  # that one has attention of its own
 
@@ -111,21 +116,12 @@ def test_any_tree_gives_the_states_of_its_rows(data):
 
 def test_no_token_is_run_twice_or_padded(fast, monkeypatch):
     model, rows = fast(tiny_model()), CASES["two"]
-    seen = []
-    backbone = type(model.model)
-    run = backbone.__call__
-
-    def counted(self, tokens, **options):
-        seen.append(tokens.size)
-        return run(self, tokens, **options)
-
-    monkeypatch.setattr(backbone, "__call__", counted)
     scorer = choose_scoring(model, rows, mx.float32)
-    seen.clear()
+    seen = passes_of(model, monkeypatch)
     scorer.states(model, rows)
     one_token = sum(len(completion) == 1 for row in rows for completion in row.completions)
     assert scorer.forest
-    assert seen == [scorer.tokens(rows) - one_token]  # a single token needs no pass of its own
+    assert seen == [(scorer.tokens(rows) - one_token, 1)]  # a single token needs no pass of its own
 
 
 def test_a_model_without_the_attention_is_found_out(monkeypatch):
@@ -153,3 +149,92 @@ def test_layers_that_need_a_mask_are_refused():
     for options in ({"window_size": 4}, {"return_array": True}):
         with pytest.raises(SharedPrefixUnsupportedError):
             cache.make_mask(1, **options)
+
+
+# Embedding
+
+
+WINDOW = 80  # tokens: longer than what the reader probes a model with
+TEXTS = [
+    "A cat sleeps on the warm stone.",
+    "",
+    "Two dogs run",
+    "A woman in 2024 reads 17 books; the children don't, they're playing outside, and more " * 2,
+    "A woman reads; the children don't.",
+]
+
+
+def passes_of(model, monkeypatch):
+    """Return a list that gets the shapes of all tokens that are run from now on."""
+    seen, backbone = [], type(model.model)
+    run = backbone.__call__
+
+    def noted(self, tokens, *args, **options):
+        seen.append(tuple(tokens.shape))
+        return run(self, tokens, *args, **options)
+
+    monkeypatch.setattr(backbone, "__call__", noted)
+    return seen
+
+
+@pytest.mark.parametrize("method", ["prompteol", "last", "metaeol", "mean"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_vectors_are_those_of_texts_one_by_one(kind, method, fast):
+    loaded = tiny_loaded(kind)
+    fast(loaded.model)
+    encoder = Encoder(loaded, EncoderSettings(method=method, normalize=False))
+    found = encoder.encode(TEXTS)
+    expected = np.stack([one_by_one(encoder, text) for text in TEXTS])
+    np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_texts_are_neither_padded_nor_run_twice(fast, monkeypatch):
+    loaded = tiny_loaded()
+    fast(loaded.model)
+    encoder = Encoder(loaded)
+    encoder.encode(TEXTS[:1])  # looks at the model
+    seen = passes_of(loaded.model, monkeypatch)
+    encoder.encode(TEXTS)
+    rows = encoder.tokenize(TEXTS)
+    shared = common_prefix(rows)
+    assert shared > 2
+    assert seen == [(shared + sum(len(row) - shared for row in rows), 1)]
+    seen.clear()
+    encoder.encode(TEXTS, batch_tokens=max(map(len, rows)))  # the longest alone
+    assert len(seen) > 1
+
+
+def test_texts_beyond_the_window_of_attention_are_read_otherwise(fast, monkeypatch):
+    """The model fits as long as texts are short; both ways give the same vectors."""
+    layers = ["sliding_attention", "full_attention", "sliding_attention"]
+    loaded = tiny_loaded("llama", layer_types=layers, sliding_window=WINDOW)
+    fast(loaded.model)
+    short, long = Encoder(loaded), Encoder(loaded)
+    together = short.encode(TEXTS)
+    for text, vector in zip(TEXTS, together, strict=True):
+        np.testing.assert_allclose(long.encode([text])[0], vector, atol=1e-5)
+    assert long._reader._is_forest()
+    lengths = [len(row) for row in long.tokenize(TEXTS)]
+    assert min(lengths) < WINDOW < max(lengths)
+    seen = passes_of(loaded.model, monkeypatch)
+    long.encode(TEXTS[3:4])
+    assert seen[-1][1] > 1, "a pass of whole rows"
+
+
+def test_gradients_of_embeddings_are_those_of_padded_passes(fast):
+    loaded = tiny_loaded()
+    fast(loaded.model)
+    attach(loaded.model, LoraConfig(rank=4, alpha=8.0), seed=1)
+    move_adapter(loaded.model, 0.1)
+    found = []
+    for is_forest in (True, False):
+        encoder = Encoder(loaded)
+        encoder._reader._can_be_forest = is_forest
+        rows = encoder.tokenize(TEXTS)
+        encoder.pooled(rows[:2])
+        pull = value_and_grad(loaded.model, lambda e=encoder, r=rows: mx.sin(e.pooled(r)).sum())
+        found.append(dict(tree_flatten(pull()[1])))
+    for name, expected in found[1].items():
+        size = mx.linalg.norm(expected).item()
+        assert size > 1e-3, f"{name} has no gradient: the test would show nothing"
+        assert mx.linalg.norm(found[0][name] - expected).item() <= 1e-4 * size, name

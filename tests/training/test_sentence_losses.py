@@ -128,7 +128,9 @@ def with_coder(tokens, *, detach=False):
         "uniformity": WeightedLoss(0.3, uniformity_loss),
         "code": WeightedLoss(0.7, sparse_loss(SparseConfig(k=K, detach=detach), coder)),
     }
-    return SentenceTerm(encoder.loaded.model, plain._rows, encoder.pooled, losses, tokens)
+    return SentenceTerm(
+        encoder.loaded.model, plain._rows, encoder.pooled, encoder.passes, losses, tokens
+    )
 
 
 @pytest.mark.parametrize("tokens", [64, 200])

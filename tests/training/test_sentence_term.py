@@ -8,9 +8,9 @@ from mlx.utils import tree_flatten, tree_map
 from scipy.special import logsumexp
 
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
+from sempa_mlx.data.batching import cut_by_length
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.model.lora import attach
-from sempa_mlx.training import sentence_term
 from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.sentence_losses import contrastive_loss, same_sentences
 from sempa_mlx.training.sentence_term import SentenceRow, SentenceTerm, WeightedLoss
@@ -28,7 +28,7 @@ TEXTS = [
 T = 0.1
 
 
-def made(*, tokens=100_000, adjusted=False, weight=1.0, noise=0.0, dropout=0.0):
+def made(*, tokens=100_000, adjusted=False, weight=1.0, noise=0.0, dropout=0.0, passes=None):
     """A tiny encoder with an adapter that has moved by `noise`, and the term on it."""
     loaded = tiny_loaded("llama", num_hidden_layers=2)
     attach(loaded.model, LoraConfig(rank=4, alpha=8.0, dropout=dropout), seed=1)
@@ -39,7 +39,8 @@ def made(*, tokens=100_000, adjusted=False, weight=1.0, noise=0.0, dropout=0.0):
     settings = ObjectiveConfig(loss=f"{weight} embedding", temperature=T, adjusted=adjusted)
     encoder.pooled(rows[0].candidates)
     losses = {"embedding": WeightedLoss(weight, contrastive_loss(settings), adjusted)}
-    return encoder, SentenceTerm(loaded.model, rows, encoder.pooled, losses, tokens)
+    passes = passes or encoder.passes
+    return encoder, SentenceTerm(loaded.model, rows, encoder.pooled, passes, losses, tokens)
 
 
 def vectors(encoder, scale=1.0):
@@ -92,12 +93,13 @@ def test_gradient_caching_is_exact(tokens, adjusted):
 
 
 @pytest.mark.parametrize("tokens", [64, 100_000])
-def test_passes_of_like_length_change_nothing(tokens, monkeypatch):
+def test_passes_of_like_length_change_nothing(tokens):
     """Cut where a pass costs nothing, all sentences of a pass are as long as one another."""
     _, one = made(noise=0.5)
     expected = one.contribution(range(5), World(), 0)
-    monkeypatch.setattr(sentence_term, "tokens_of_a_pass", lambda: 0)
-    _, several = made(noise=0.5, tokens=tokens)
+    _, several = made(
+        noise=0.5, tokens=tokens, passes=lambda lengths, budget: cut_by_length(lengths, 0, budget)
+    )
     seen, embed = [], several._embed
 
     def noted(sentences):
