@@ -40,6 +40,17 @@ import gzip, json, sys
 with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:
     target.writelines(" ".join(json.loads(row)["question"].split()) + "\n" for row in source)
 PYTHON
+# NLI rows with the embedding prompt in place of the request for a paraphrase.
+[ -f "$out/prompteol.jsonl" ] ||
+  "${PYTHON:-.venv/bin/python}" - "$data/nli/train.jsonl.gz" "$out/prompteol.jsonl" <<'PYTHON'
+import gzip, json, sys
+from sempa_mlx.data.templates import PROMPTEOL
+
+with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:
+    for row in map(json.loads, source):
+        prompt, chosen, rejected = PROMPTEOL.render(row["anchor"]), row["entailment"], row["contradiction"]
+        target.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
+PYTHON
 [ -f "$out/anchors.jsonl" ] ||
   gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
 
@@ -48,7 +59,7 @@ recipe() { # NAME: the options that make it what it is
   local embed="--batch-size 64 --learning-rate $rate"
   local general="--set objective.kl_text=general"
   case $1 in
-    sempa) echo --set objective.loss=sigmoid $prefer ;;
+    sempa | sempa-prompteol) echo --set objective.loss=sigmoid $prefer ;;
     sempa-held) echo --set objective.loss=sigmoid+2kl $general $prefer ;;
     norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 $general $prefer ;;
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
@@ -68,16 +79,17 @@ recipe() { # NAME: the options that make it what it is
 }
 
 train() { # NAME@SEED
-  local run=$out/$1 name=${1%@*} seed=0 options
+  local run=$out/$1 name=${1%@*} seed=0 options rows_of=$data/nli/train.jsonl.gz
   [ "$name" = "$1" ] || seed=${1#*@}
   [ ! -f "$run/results.json" ] || return 0
   if [ "$name" = spod ] && [ ! -f "$out/base-coder.safetensors" ]; then
     "$sempa" sparse fit --model "$model" --data "$data/nli/train.jsonl.gz" \
       --out "$out/base-coder.safetensors"
   fi
+  [ "$name" != sempa-prompteol ] || rows_of=$out/prompteol.jsonl
   options=$(recipe "$name")
   # shellcheck disable=SC2086
-  "$sempa" train --config sempa --model "$model" --data "$data/nli/train.jsonl.gz" \
+  "$sempa" train --config sempa --model "$model" --data "$rows_of" \
     --set data.limit="$rows" --seed "$seed" --set eval.data="$data/sts/STSB/dev.tsv" \
     --set eval.pairs="$pairs" --set eval.every="${EVERY:-16}" --set eval.patience=6 \
     $options --adapter-path "$run" --force
