@@ -2,12 +2,19 @@
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
 WINDOW_BATCHES = 16
 Item = TypeVar("Item")
+
+
+class Passes(NamedTuple):
+    """Items grouped into forward passes, by index, and the tokens that run, padding included."""
+
+    groups: list[list[int]]
+    tokens: int
 
 
 def epoch_order(count: int, seed: int, epoch: int) -> list[int]:

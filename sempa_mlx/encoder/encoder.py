@@ -13,6 +13,7 @@ from typing import Any, Self
 import mlx.core as mx
 import numpy as np
 
+from sempa_mlx.data.batching import Passes
 from sempa_mlx.encoder.batch import Batch, one_row_a_prompt
 from sempa_mlx.encoder.description import describe, vectors_key
 from sempa_mlx.encoder.interventions import PLAIN, Parameters
@@ -200,7 +201,7 @@ class Encoder:
         lengths = [max(map(len, each)) for each in rows]
         if self._world.size > 1:  # a pass for each process at least
             batch_tokens = min(batch_tokens, -(-sum(lengths) // self._world.size))
-        groups = self.passes(lengths, batch_tokens, layers)
+        groups = self.passes(lengths, batch_tokens, layers).groups
         with dialled(self.loaded.model, self.settings.adapter_scale):
             for group in self._world.share(groups):
                 done = 0
@@ -264,7 +265,7 @@ class Encoder:
 
     def passes(
         self, lengths: Sequence[int], token_budget: int, layers: Sequence[int] | None = None
-    ) -> list[list[int]]:
+    ) -> Passes:
         """Group prompts for reading `layers`, or what `pooled` reads: see `StateReader.passes`."""
         read = {self.parameters.index(self.depth)} if layers is None else set(layers)
         ends = self.method.reads_last and read == {self.depth}

@@ -2,9 +2,10 @@
 
 Scoring a preference row is a walk down a tree: (1) the leading tokens that all prompts share, one
 row; (2) the rest of each prompt; (3) the completions, each after its own prompt. Prompts, and then
-completions, are cut into groups of like length, so that little padding is run. The output head runs
-only on the hidden states that predict a completion token. `score_plain` does the same by whole
-sequences, for models whose layers do not fit this scheme, and as the oracle of the tests.
+completions, are cut into groups of like length, so that little padding is run; on a CPU all three
+go in one pass without any (`forest`). The output head runs only on the hidden states that predict a
+completion token. `score_plain` does the same by whole sequences, for models whose layers do not fit
+this scheme, and as the oracle of the tests.
 """
 
 from collections.abc import Callable, Sequence
@@ -112,19 +113,16 @@ def shared_states(
 def forest_states(model: nn.Module, rows: Sequence[TokenRow], shared: int) -> TargetStates:
     """Find what `shared_states` finds in one pass without padding, where `run_forest` is exact."""
     branches = [Branch(rows[0].prompt[:shared])]
+    prompts: list[int] = []
+    completions: list[int] = []
     for row in rows:
-        prompt = len(branches)
+        prompts.append(len(branches))
         branches.append(Branch(row.prompt[shared:], parent=0))
-        branches += [Branch(completion[:-1], prompt) for completion in row.completions]
+        completions += range(len(branches), len(branches) + len(row.completions))
+        branches += [Branch(completion[:-1], prompts[-1]) for completion in row.completions]
     forest = Forest(branches)
-    picks: list[int] = []
-    starts = iter(forest.starts[1:])
-    for row in rows:
-        last_of_prompt = next(starts) + len(row.prompt) - shared - 1
-        for completion in row.completions:
-            begin = next(starts)
-            picks += [last_of_prompt, *range(begin, begin + len(completion) - 1)]
-    return _target_states(run_forest(model, forest), picks, rows)
+    starts = ([forest.starts[index] for index in which] for which in (prompts, completions))
+    return _target_states(run_forest(model, forest), _picks(rows, shared, *starts), rows)
 
 
 class _Level(NamedTuple):
@@ -200,14 +198,27 @@ def _branch_targets(
     prompts: _Level, branches: _Level, rows: Sequence[TokenRow], shared: int
 ) -> TargetStates:
     """Gather the states that predict completion tokens from prompts and completions."""
+    begins = [len(prompts.states) + start for start in branches.starts]
+    picks = _picks(rows, shared, prompts.starts, begins)
+    return _target_states(mx.concatenate([prompts.states, branches.states]), picks, rows)
+
+
+def _picks(
+    rows: Sequence[TokenRow], shared: int, prompts: Sequence[int], completions: Sequence[int]
+) -> list[int]:
+    """Find the states that predict completion tokens, from where prompts and completions begin.
+
+    The first token is predicted by the last one of the prompt, whose `shared` leading tokens stand
+    elsewhere.
+    """
     picks: list[int] = []
-    begins = iter(branches.starts)
-    for row, start in zip(rows, prompts.starts, strict=True):
+    begins = iter(completions)
+    for row, start in zip(rows, prompts, strict=True):
         last_of_prompt = start + len(row.prompt) - shared - 1
         for completion in row.completions:
-            begin = len(prompts.states) + next(begins)
+            begin = next(begins)
             picks += [last_of_prompt, *range(begin, begin + len(completion) - 1)]
-    return _target_states(mx.concatenate([prompts.states, branches.states]), picks, rows)
+    return picks
 
 
 def _target_states(
@@ -231,14 +242,12 @@ def _target_states(
 
 def score_plain(model: nn.Module, rows: Sequence[TokenRow]) -> mx.array:
     """Return completion log-probabilities, (rows, K) float32, by one full sequence a completion."""
-    states = plain_states(model, rows)
-    return states.per_completion(target_logps(model, states.hidden, states.targets))
+    return _summed(model, plain_states(model, rows))
 
 
 def score_forest(model: nn.Module, rows: Sequence[TokenRow], shared: int) -> mx.array:
     """Return completion log-probabilities, (rows, K) float32; see `forest_states`."""
-    states = forest_states(model, rows, shared)
-    return states.per_completion(target_logps(model, states.hidden, states.targets))
+    return _summed(model, forest_states(model, rows, shared))
 
 
 def score_shared(
@@ -249,5 +258,8 @@ def score_shared(
     pass_tokens: int | None = None,
 ) -> mx.array:
     """Return completion log-probabilities, (rows, K) float32; see `shared_states`."""
-    states = shared_states(model, rows, shared, mask_rank, pass_tokens)
+    return _summed(model, shared_states(model, rows, shared, mask_rank, pass_tokens))
+
+
+def _summed(model: nn.Module, states: TargetStates) -> mx.array:
     return states.per_completion(target_logps(model, states.hidden, states.targets))

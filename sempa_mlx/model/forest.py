@@ -46,8 +46,9 @@ class Forest:
     """Where the tokens of branches stand in one batch.
 
     `starts[i]` is the place of the first token of branch i, `positions` are those of all tokens in
-    their rows, (tokens,) int32. Attention is computed by `groups`; `order`, (tokens,) int32, says
-    where a token's result stands among the results of all groups, pads included.
+    their rows, (tokens,) int32, of which the longest has `longest`. Attention is computed by
+    `groups`; `order`, (tokens,) int32, says where a token's result stands among the results of all
+    groups, pads included.
     """
 
     def __init__(self, branches: Sequence[Branch]) -> None:
@@ -65,7 +66,7 @@ class Forest:
         )
         self.groups: list[Group] = []
         order = np.zeros(self.tokens.size, dtype=np.int32)
-        self._longest = max(map(len, spans))
+        self.longest = max(map(len, spans))
         done = 0
         filled = [index for index, size in enumerate(sizes) if size]
         for members in cut_by_length([len(spans[index]) for index in filled], GROUP_KEYS):
@@ -78,11 +79,6 @@ class Forest:
             done += width * len(group)
             self.groups.append(_group([spans[i] for i in group], [depths[i] for i in group], width))
         self.order = mx.array(order)
-
-    @property
-    def longest(self) -> int:
-        """The tokens of the longest row, from its first beginning."""
-        return self._longest
 
 
 def _group(spans: Sequence[Sequence[int]], depths: Sequence[int], width: int) -> Group:

@@ -8,7 +8,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
-from sempa_mlx.data.batching import cut_by_length, fill_in_order
+from sempa_mlx.data.batching import Passes, cut_by_length, fill_in_order
 from sempa_mlx.data.templates import PROMPTEOL
 from sempa_mlx.model.blocks import TappedModel, Taps
 from sempa_mlx.model.forest import PASS_TOKENS, Branch, Forest, can_be_forest, run_forest
@@ -119,9 +119,7 @@ class StateReader:
         found = self.read(rows, (self.depth,), most_shared=most_shared)
         return found.positions.last(found.states[self.depth])[:, 0]
 
-    def passes(
-        self, lengths: Sequence[int], token_budget: int, *, ends: bool = True
-    ) -> list[list[int]]:
+    def passes(self, lengths: Sequence[int], token_budget: int, *, ends: bool = True) -> Passes:
         """Group rows, given by their lengths, for the passes that suit what is read of them.
 
         Args:
@@ -130,11 +128,13 @@ class StateReader:
             ends: whether `read_ends` will run them.
 
         Returns:
-            Groups of indices into `lengths`; each index once, short rows first.
+            Groups in which each index stands once, short rows first.
         """
         if ends and self._is_forest():
-            return fill_in_order(lengths, min(token_budget, PASS_TOKENS))
-        return cut_by_length(lengths, tokens_of_a_pass(), token_budget)
+            groups = fill_in_order(lengths, min(token_budget, PASS_TOKENS))
+            return Passes(groups, sum(lengths))
+        groups = cut_by_length(lengths, tokens_of_a_pass(), token_budget)
+        return Passes(groups, sum(len(group) * lengths[group[-1]] for group in groups))
 
     def _is_forest(self) -> bool:
         """Tell, once, whether `forest_ends` gives this model's own states."""

@@ -15,6 +15,7 @@ import mlx.core as mx
 import mlx.nn as nn
 import numpy as np
 
+from sempa_mlx.data.batching import Passes
 from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.lora import dialled
@@ -24,7 +25,7 @@ from sempa_mlx.world import World
 
 Sentence = tuple[int, ...]
 Embed = Callable[[Sequence[Sentence]], mx.array]
-Passes = Callable[[Sequence[int], int], list[list[int]]]
+CutPasses = Callable[[Sequence[int], int], Passes]
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +53,7 @@ class SentenceTerm:
         model: nn.Module,
         rows: Sequence[SentenceRow],
         embed: Embed,
-        passes: Passes,
+        passes: CutPasses,
         losses: Mapping[str, WeightedLoss],
         micro_batch_tokens: int,
     ) -> None:
@@ -89,10 +90,9 @@ class SentenceTerm:
         rows = [self._rows[index] for index in batch]
         sentences = list(dict.fromkeys(s for row in rows for s in (row.anchor, *row.candidates)))
         own = world.share(range(len(sentences)))
-        groups = self._passes(sentences, own)
+        groups, tokens = self._passes(sentences, own)
         base = self._base_embeddings(sentences) if self._needs_base else None
-        fits = sum(map(len, sentences)) <= self._micro_batch_tokens
-        if fits and world.size == 1:
+        if tokens <= self._micro_batch_tokens and world.size == 1:
             mx.random.seed(world.seed(seed, 0))
             (_, parts), gradients = self._whole_grad(sentences, groups, base, rows)
             found = self._counted(parts, is_first=True)
@@ -136,11 +136,11 @@ class SentenceTerm:
         values = [float(part) if is_first else 0.0 for part in parts]
         return Contribution(loss=sum(values), parts=dict(zip(self._losses, values, strict=True)))
 
-    def _passes(self, sentences: Sequence[Sentence], indices: Sequence[int]) -> list[list[int]]:
+    def _passes(self, sentences: Sequence[Sentence], indices: Sequence[int]) -> Passes:
         """Group sentences, given by their indices, into forward passes; the longest come last."""
         lengths = [len(sentences[index]) for index in indices]
-        groups = self._cut(lengths, self._micro_batch_tokens)
-        return [[indices[place] for place in group] for group in groups]
+        groups, tokens = self._cut(lengths, self._micro_batch_tokens)
+        return Passes([[indices[place] for place in group] for group in groups], tokens)
 
     def _joined(self, sentences: Sequence[Sentence], groups: Sequence[Sequence[int]]) -> mx.array:
         """Return the embeddings of all sentences in order, (sentences, dim), with gradients."""
@@ -163,7 +163,7 @@ class SentenceTerm:
         """Return what the untouched base gives; each sentence is embedded once a run."""
         missing = [sentence for sentence in sentences if sentence not in self._base]
         with dialled(self._model, 0.0):
-            for group in self._passes(missing, range(len(missing))):
+            for group in self._passes(missing, range(len(missing))).groups:
                 members = [missing[index] for index in group]
                 self._base.update(zip(members, np.array(self._embed(members)), strict=True))
         return mx.array(np.stack([self._base[sentence] for sentence in sentences]))

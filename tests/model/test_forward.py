@@ -146,7 +146,7 @@ def with_adapter(kind):
     return model
 
 
-def gradients(model, score):
+def gradients(model, score, value_and_grad=nn.value_and_grad):
     """Gradients of a loss in which every completion counts differently."""
 
     def loss(model):
@@ -154,7 +154,7 @@ def gradients(model, score):
         weights = mx.cos(mx.arange(scores.size).astype(mx.float32)).reshape(scores.shape)
         return (scores * weights).sum()
 
-    return dict(tree_flatten(nn.value_and_grad(model, loss)(model)[1]))
+    return dict(tree_flatten(value_and_grad(model, loss)(model)[1]))
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from mlx.utils import tree_flatten, tree_map
 from scipy.special import logsumexp
 
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
-from sempa_mlx.data.batching import cut_by_length
+from sempa_mlx.data.batching import Passes, cut_by_length
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.model.lora import attach
 from sempa_mlx.training.optimizer import AdapterOptimizer
@@ -97,9 +97,11 @@ def test_passes_of_like_length_change_nothing(tokens):
     """Cut where a pass costs nothing, all sentences of a pass are as long as one another."""
     _, one = made(noise=0.5)
     expected = one.contribution(range(5), World(), 0)
-    _, several = made(
-        noise=0.5, tokens=tokens, passes=lambda lengths, budget: cut_by_length(lengths, 0, budget)
-    )
+
+    def of_one_length(lengths, budget):
+        return Passes(cut_by_length(lengths, 0, budget), sum(lengths))
+
+    _, several = made(noise=0.5, tokens=tokens, passes=of_one_length)
     seen, embed = [], several._embed
 
     def noted(sentences):
