@@ -32,6 +32,7 @@ from sempa_mlx.cli_options import (
     console,
     embedding_option,
     examples,
+    find_run_of,
     model_option,
     output_option,
 )
@@ -162,7 +163,8 @@ def search(
     ] = None,
     model: ModelOption = None,
     adapter_path: Annotated[
-        Path | None, model_option("--adapter-path", help="Where the run folder lies now.")
+        Path | None,
+        model_option("--adapter-path", callback=find_run_of, help="Where the run folder lies now."),
     ] = None,
     sparse: SparseOption = None,
     post: Annotated[

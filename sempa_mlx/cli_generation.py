@@ -14,6 +14,7 @@ from sempa_mlx.cli_options import (
     console,
     data_option,
     examples,
+    find_run_of,
     model_option,
     output_option,
 )
@@ -89,7 +90,8 @@ def eval_generation(
 def eval_frontier(
     text: Annotated[Path, data_option("--text", help="UTF-8 text to predict.")],
     adapter_path: Annotated[
-        Path, model_option("--adapter-path", help="Run folder with an adapter.")
+        Path,
+        model_option("--adapter-path", callback=find_run_of, help="Run folder with an adapter."),
     ] = Path("adapters"),
     model: ModelOption = None,
     adapter_scale: Annotated[

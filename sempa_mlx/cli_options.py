@@ -22,6 +22,20 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *(f"- {command}" for command in commands)])
 
 
+def find_run_of(named: Path | None) -> Path | None:
+    """Let a run folder be a packaged adapter's name."""
+    from sempa_mlx.model.released import find_run
+
+    return None if named is None else find_run(named)
+
+
+def find_runs(named: list[Path] | None) -> list[Path] | None:
+    """Do so with several."""
+    from sempa_mlx.model.released import find_run
+
+    return None if named is None else [find_run(each) for each in named]
+
+
 def complete_recipe(incomplete: str) -> list[str]:
     """Complete the name of a recipe; where none fits, the shell completes files."""
     from sempa_mlx.config_recipes import list_recipes
@@ -34,7 +48,11 @@ ModelOption = Annotated[
 ]
 AdaptersOption = Annotated[
     list[Path] | None,
-    model_option("--adapter-path", help="Run folder with an adapter; may be repeated."),
+    model_option(
+        "--adapter-path",
+        callback=find_runs,
+        help="Run folder with an adapter, or smollm2-135m-nli; may be repeated.",
+    ),
 ]
 ScalesOption = Annotated[
     list[float] | None,
@@ -97,7 +115,12 @@ SparseOption = Annotated[
     embedding_option("--sparse", help="Sparse coder: its file, or the run folder that holds one."),
 ]
 RunOption = Annotated[
-    Path | None, model_option("--adapter-path", help="Run folder. [default: ./adapters if there]")
+    Path | None,
+    model_option(
+        "--adapter-path",
+        callback=find_run_of,
+        help="Run folder. [default: ./adapters if there, else smollm2-135m-nli]",
+    ),
 ]
 ScaleOption = Annotated[
     float | None,

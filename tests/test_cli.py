@@ -13,8 +13,7 @@ import pytest
 from huggingface_hub import constants
 
 from sempa_mlx import __version__, runtime
-from sempa_mlx.commands import doctor
-from sempa_mlx.commands import embed as embed_command
+from sempa_mlx.commands import chosen_encoder, doctor
 from sempa_mlx.commands.signals import stop_requests
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings
@@ -114,7 +113,7 @@ def test_a_run_in_the_folder_adapters_is_used_without_being_named(space, here, v
 
 
 def test_without_a_run_the_default_model_is_used(space, here, monkeypatch):
-    monkeypatch.setattr(embed_command, "DEFAULT_MODEL", str(space / "other"))
+    monkeypatch.setattr(chosen_encoder, "DEFAULT_MODEL", str(space / "other"))
     done("embed", space / "notes.txt", "-o", "a.npy")
     expected = Encoder.load(space / "other").encode(SENTENCES)
     np.testing.assert_allclose(np.load("a.npy"), expected, atol=1e-5)

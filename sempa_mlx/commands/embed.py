@@ -4,10 +4,11 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
+from sempa_mlx.commands.chosen_encoder import load_encoder, run_folder, with_run_as_run
 from sempa_mlx.commands.embed_sparse import (
     SparseOptions,
     open_coding,
@@ -15,7 +16,7 @@ from sempa_mlx.commands.embed_sparse import (
     show_codes,
     token_names,
 )
-from sempa_mlx.commands.vectors import VectorOptions, parameters_of, warn_cut
+from sempa_mlx.commands.vectors import VectorOptions, warn_cut
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
 from sempa_mlx.disk import writing
@@ -23,12 +24,8 @@ from sempa_mlx.errors import DataError, Problem, UsageError
 from sempa_mlx.files import refuse_existing
 
 if TYPE_CHECKING:
-    from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.encoder.store import Embedded
 
-Value = TypeVar("Value", bool, float)
-DEFAULT_MODEL = "smollm2-135m"
-DEFAULT_RUN = Path("adapters")
 STREAM = "-"
 
 
@@ -70,22 +67,6 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
             _to_stdout(console, request, texts, count, batch_tokens)
         else:
             _to_file(console, request, texts, count, out, file_format, batch_tokens)
-
-
-def with_run_as_run(request: EmbedRequest) -> EmbedRequest:
-    """Let a folder with adapter and base, such as an exported encoder, be named as the model.
-
-    Raises:
-        UsageError: another adapter is named beside it.
-    """
-    from sempa_mlx.model.lora import CONFIG_FILE
-
-    if request.model is None or not (Path(request.model) / CONFIG_FILE).is_file():
-        return request
-    if request.adapter_path is not None:
-        what = f"--model {request.model} has an adapter of its own"
-        raise UsageError(Problem(what, fix="leave --adapter-path out, or name its base"))
-    return replace(request, model=None, adapter_path=Path(request.model))
 
 
 def _check(request: EmbedRequest) -> None:
@@ -148,51 +129,6 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
         refuse_existing(path, force=force or request.update)
     return out, file_format
-
-
-def load_encoder(console: Console, request: EmbedRequest) -> "Encoder":
-    """Load the named model, else the run in ./adapters, else the default model."""
-    from sempa_mlx.encoder.encoder import Encoder
-    from sempa_mlx.encoder.settings import EncoderSettings, read_settings
-    from sempa_mlx.model.lora import read_adapter_config
-
-    run = run_folder(request)
-    if run is not None:
-        read_adapter_config(run)  # a folder without an adapter would pass for a model
-    settings = read_settings(run) if run is not None else EncoderSettings()
-    settings = replace(
-        settings.with_method(request.method),
-        normalize=_first(request.normalize, settings.normalize),
-        truncate_dim=(
-            settings.truncate_dim if request.truncate_dim is None else request.truncate_dim
-        ),
-        adapter_scale=_first(request.adapter_scale, settings.adapter_scale),
-    )
-    with console.working("loading the model"):
-        if request.model is None and run is not None:
-            encoder = Encoder.load(run, settings=settings)
-        else:
-            encoder = Encoder.load(
-                request.model or DEFAULT_MODEL, adapter_path=run, settings=settings
-            )
-    name = encoder.loaded.location.name
-    adapter = f" + adapter {run} at scale {settings.adapter_scale:g}" if run else ""
-    encoder = request.options.apply(console, name, encoder)
-    console.say(f"model: {name}{adapter}; {parameters_of(encoder)}; {encoder.dim} dimensions")
-    return encoder
-
-
-def run_folder(request: EmbedRequest) -> Path | None:
-    """Return the run folder that a request names, or ./adapters if there is a run and no model."""
-    from sempa_mlx.model.lora import CONFIG_FILE
-
-    is_default = request.model is None and (DEFAULT_RUN / CONFIG_FILE).is_file()
-    return request.adapter_path or (DEFAULT_RUN if is_default else None)
-
-
-def _first(wanted: Value | None, stored: Value) -> Value:
-    """Return what the line asks for, else what the run folder says."""
-    return stored if wanted is None else wanted
 
 
 def _to_stdout(

@@ -8,7 +8,7 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.embed import DEFAULT_MODEL
+from sempa_mlx.commands.chosen_encoder import DEFAULT_MODEL
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of, reads_final_states
 from sempa_mlx.console import Console
 from sempa_mlx.errors import UsageError

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sempa_mlx.commands.embed import DEFAULT_MODEL
+from sempa_mlx.commands.chosen_encoder import DEFAULT_MODEL
 from sempa_mlx.console import Console
 from sempa_mlx.errors import UsageError
 

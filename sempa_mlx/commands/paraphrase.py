@@ -8,14 +8,8 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sempa_mlx.commands.embed import (
-    STREAM,
-    EmbedRequest,
-    load_encoder,
-    run_folder,
-    text_source,
-    with_run_as_run,
-)
+from sempa_mlx.commands.chosen_encoder import load_encoder, run_folder, with_run_as_run
+from sempa_mlx.commands.embed import STREAM, EmbedRequest, text_source
 from sempa_mlx.commands.vectors import warn_cut
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines

@@ -7,7 +7,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sempa_mlx.commands.embed import EmbedRequest, load_encoder
+from sempa_mlx.commands.chosen_encoder import load_encoder
+from sempa_mlx.commands.embed import EmbedRequest
 from sempa_mlx.commands.signals import stop_requests
 from sempa_mlx.console import Console
 from sempa_mlx.errors import Problem, UsageError

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.embed import EmbedRequest, load_encoder
+from sempa_mlx.commands.chosen_encoder import load_encoder
+from sempa_mlx.commands.embed import EmbedRequest
 from sempa_mlx.commands.vectors import RECORD_FILES
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.console import Console, fitting

@@ -28,6 +28,7 @@ from sempa_mlx.model.load import LoadedModel, load_model
 from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
 from sempa_mlx.model.prompt_shape import prompt_shape
 from sempa_mlx.model.prompts import TokenizedTexts, tokenize_texts
+from sempa_mlx.model.released import find_run
 from sempa_mlx.world import World
 
 
@@ -86,7 +87,8 @@ class Encoder:
         """Load a model, or a run folder with its adapter and its base.
 
         Args:
-            source: model alias, folder, Hub id or GGUF file; or a run folder made by training.
+            source: model alias, folder, Hub id or GGUF file; or a run folder made by training, or
+                the packaged adapter `smollm2-135m-nli`.
             adapter_path: a run folder whose adapter goes on the model `source`.
             settings: how to embed; by default what the run folder says, else PromptEOL.
             dtype: the model's precision, or `auto`.
@@ -94,8 +96,8 @@ class Encoder:
         Raises:
             ModelError: model or adapter cannot be loaded, or do not belong together.
         """
-        run = Path(source) if (Path(source) / CONFIG_FILE).is_file() else None
-        if run is not None:
+        run = find_run(Path(source))
+        if (run / CONFIG_FILE).is_file():
             adapter_path, source = run, str(read_adapter_config(run)["model"])
         loaded = load_model(str(source), dtype=dtype)
         if adapter_path is not None:

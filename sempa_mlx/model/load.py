@@ -26,6 +26,7 @@ from sempa_mlx.model.gguf import build_model, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.head import text_model
 from sempa_mlx.model.identity import fingerprint, weight_files
+from sempa_mlx.model.released import RELEASED, find_run
 
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
 SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
@@ -93,7 +94,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
         return Location(name, _checked_folder(path), FOLDER)
     alias = ALIASES.get(name)
     if alias and revision is None:
-        embedded = _embedded_file(alias)
+        embedded = embedded_file(alias)
         if embedded is not None:
             return Location(name, embedded, f"embedded in the package {alias.package}")
     hub_id = alias.hub_id if alias else name
@@ -102,8 +103,11 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
     return _from_hub(name, hub_id, revision, weights=weights)
 
 
-def _embedded_file(alias: Alias) -> Path | None:
-    """Find the file beside the package's code; importing the package would need its own imports."""
+def embedded_file(alias: Alias) -> Path | None:
+    """Return a model's file in its package, None without it; the package is not imported.
+
+    Importing it would need packages that only its own code uses.
+    """
     spec = find_spec(alias.package)
     if spec is None or spec.origin is None:
         return None
@@ -111,7 +115,18 @@ def _embedded_file(alias: Alias) -> Path | None:
     return file if file.exists() else None
 
 
+def released_for(name: str) -> Path | None:
+    """Return the packaged adapter of a model, None if there is none or the model is not packaged.
+
+    The weights that the Hub has under the same name are others, which the adapter does not fit.
+    """
+    is_here = name in RELEASED and embedded_file(ALIASES[name]) is not None
+    return find_run(Path(RELEASED[name])) if is_here else None
+
+
 def _not_found(name: str) -> Problem:
+    if name in RELEASED.values():
+        return Problem(f"`{name}` is an adapter, no model", fix=f"--adapter-path {name}")
     close = difflib.get_close_matches(name, ALIASES, n=1)
     known = f"did you mean `{close[0]}`? " if close else ""
     return Problem(

@@ -21,10 +21,10 @@ from sempa_mlx import __version__
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.files import write_folder_files
+from sempa_mlx.model.adapter_fit import misfits
 from sempa_mlx.model.adapter_layers import (
     AdapterLayer,
     adapt,
-    adapter_shapes,
     choose_linears,
     covering_keys,
     dora_faults,
@@ -233,6 +233,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
     """Put the LoRA or DoRA adapter of `folder` on a freshly loaded base model; return its config.
 
+    Its tensors become float32, whatever the file holds.
+
     Raises:
         ModelError: the adapter belongs to another base. Every mismatch is named, and the model is
             left as it was.
@@ -246,8 +248,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
         raise ModelError(problem) from error
     parameters = config["lora_parameters"]
     linears = choose_linears(loaded.model, config["num_layers"], parameters.get("keys"))
-    problems = _other_base(loaded, config) + _mismatches(linears, config, weights)
-    if problems:
+    if problems := misfits(loaded, linears, config, weights):
         raise ModelError(
             [Problem(what, place=str(folder)) for what in problems],
             state=f"the adapter was trained on `{config.get('model')}`; nothing was loaded",
@@ -260,40 +261,8 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
         dropout=parameters.get("dropout", 0.0),
     )
     put_on(loaded.model, adapters)
-    loaded.model.load_weights(list(weights.items()), strict=False)
+    # Files may be in half precision; products with such tensors would be slow on a CPU.
+    wide = [(name, tensor.astype(mx.float32)) for name, tensor in weights.items()]
+    loaded.model.load_weights(wide, strict=False)
     mx.eval(loaded.model.parameters())
     return config
-
-
-def _other_base(loaded: LoadedModel, config: dict[str, Any]) -> list[str]:
-    base = (config.get("sempa") or {}).get("base_fingerprint")
-    if base in (None, loaded.fingerprint):
-        return []
-    trained, given = f"`{config.get('model')}` ({base})", loaded.location.name
-    return [f"trained on other weights: {trained}, not `{given}` ({loaded.fingerprint})"]
-
-
-def _mismatches(
-    linears: Mapping[str, nn.Module], config: dict[str, Any], weights: Mapping[str, mx.array]
-) -> list[str]:
-    """List what in an adapter does not fit the layers that its config names."""
-    if not linears:
-        return ["the config names no linear layer of the model"]
-    rank, dora = config["lora_parameters"]["rank"], config["fine_tune_type"] == "dora"
-    expected = {
-        f"{layer}.{leaf}": shape
-        for layer, linear in linears.items()
-        for leaf, shape in adapter_shapes(linear, rank, dora=dora).items()
-    }
-    untrained = linears.keys() - {name.rpartition(".")[0] for name in weights}
-    found = [f"{layer}: the config names it, the file lacks it" for layer in sorted(untrained)]
-    for name in sorted(expected.keys() | weights.keys()):
-        if name not in expected:  # mlx-lm would drop it, or refuse
-            found.append(f"{name}: model and config have no such adapter tensor")
-        elif name not in weights:
-            if name.rpartition(".")[0] not in untrained:
-                found.append(f"{name}: missing")
-        elif tuple(weights[name].shape) != expected[name]:
-            shape = tuple(weights[name].shape)
-            found.append(f"{name}: shape {shape}, the model needs {expected[name]}")
-    return found

@@ -500,6 +500,19 @@ def test_load_adapter_gives_the_trained_model_back(saved):
         np.testing.assert_array_equal(outputs(fresh.model), outputs(tiny_loaded().model))
 
 
+@pytest.mark.parametrize("half", [mx.float16, mx.bfloat16])
+def test_a_file_in_half_precision_becomes_float32(saved, half):
+    trained, folder = saved
+    halves = {name: t.astype(half) for name, t in adapter_weights(trained.model).items()}
+    edit_weights(folder, lambda weights: weights.update(halves))
+    fresh = tiny_loaded()
+    load_adapter(fresh, folder)
+    assert {tensor.dtype for tensor in adapter_weights(fresh.model).values()} == {mx.float32}
+    for name, tensor in adapter_weights(trained.model).items():
+        rounded = np.array(tensor.astype(half).astype(mx.float32))
+        np.testing.assert_array_equal(np.array(adapter_weights(fresh.model)[name]), rounded)
+
+
 def test_an_adapter_of_mlx_lm_without_our_key_is_loaded(saved):
     trained, folder = saved
     edit_config(folder, lambda config: config.pop("sempa"))
