@@ -56,10 +56,11 @@ def test_a_packaged_adapter_is_small_and_whole(here, base, name):
 
 
 def test_it_embeds_far_better_than_its_base(here):
-    pairs = Path(demo.__file__).parent / "sts.tsv"
+    rows = (Path(demo.__file__).parent / "sts.tsv").read_text().splitlines(keepends=True)
+    Path("pairs.tsv").write_text("".join(rows[::2]))
     encoder = Encoder.load(NAME)
-    (trained,) = evaluate_sts(encoder, pairs)
-    (base,) = evaluate_sts(encoder.with_scale(0), pairs)
+    (trained,) = evaluate_sts(encoder, "pairs.tsv")
+    (base,) = evaluate_sts(encoder.with_scale(0), "pairs.tsv")
     assert trained.spearman > base.spearman + 0.05
 
 
