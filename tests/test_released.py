@@ -15,7 +15,7 @@ from sempa_mlx.model.load import ALIASES, load_model, locate, released_for
 from sempa_mlx.model.lora import CONFIG_FILE, WEIGHTS_FILE, load_adapter, read_adapter_config
 from sempa_mlx.model.released import RELEASED, find_run, shown
 from tests.adapters import write_run
-from tests.command import done
+from tests.command import done, refused
 from tests.tiny import write_tiny_folder
 
 NAME = "smollm2-135m-nli"
@@ -102,6 +102,12 @@ def test_embed_takes_it_where_nothing_else_is_named(here):
     assert np.abs(np.load("base.npy") - vector).max() > 0.01
     assert described["adapter_path"] == str(find_run(Path(NAME)))
     assert "A cat sleeps." in done("search", "notes.txt.npy", "a cat", "-k", "1").out
+
+
+def test_a_mistyped_name_is_told_the_right_one(here):
+    Path("notes.txt").write_text("A cat sleeps.\n")
+    told = refused(1, "embed", "notes.txt", "--adapter-path", NAME[:-1]).err
+    assert f"or name a packaged one: {NAME}" in told
 
 
 def test_a_run_here_goes_first(here):

@@ -33,6 +33,7 @@ from sempa_mlx.model.adapter_layers import (
     put_on,
 )
 from sempa_mlx.model.load import LoadedModel
+from sempa_mlx.model.released import RELEASED
 
 WEIGHTS_FILE = "adapters.safetensors"
 CONFIG_FILE = "adapter_config.json"
@@ -209,7 +210,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             Problem(
                 f"not an adapter folder: missing {', '.join(missing)}",
                 place=str(folder),
-                fix="train one: sempa-mlx train --adapter-path " + str(folder),
+                fix=f"train one: sempa-mlx train --adapter-path {folder}; or name a packaged one: "
+                + ", ".join(RELEASED.values()),
             )
         )
     place = str(folder / CONFIG_FILE)
