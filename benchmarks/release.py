@@ -26,6 +26,7 @@ def release(run: Path, target: Path) -> int:
     weights = load_file(run / WEIGHTS_FILE)
     halves = {name: each.astype(np.float16) for name, each in weights.items()}
     save_file(halves, target / WEIGHTS_FILE, metadata={"format": "mlx"})
+    (target / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
     shutil.copyfile(run / CONFIG_FILE, target / CONFIG_FILE)
     settings = Encoder.load(run).settings
     Encoder.load(target, settings=settings).save_settings(target)

@@ -1,5 +1,6 @@
 """The documentation: whole, linked, and of commands that exist."""
 
+import json
 import re
 import shlex
 from pathlib import Path
@@ -99,6 +100,21 @@ def test_tests_that_a_page_names_exist(page):
         for path, name in named
         if name and f"def {name}(" not in (ROOT / path).read_text(encoding="utf-8")
     ] == []
+
+
+def test_the_kept_results_are_those_of_the_page():
+    page = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
+    kept = json.loads((ROOT / "docs" / "results.json").read_text(encoding="utf-8"))
+    rows = {}
+    for line in page.splitlines():
+        name, *cells = (cell.strip(" *") for cell in line.strip("|").split("|"))
+        rows.setdefault(name.replace("*", ""), cells)
+    for each in kept:
+        shown = [f"{value:.2f}" for value in (*each["scores"], each["average"])]
+        found = [cell.replace("*", "").split(" ")[0] for cell in rows[each["system"]][:8]]
+        assert found == shown, each["system"]
+        mean = sum(each["scores"]) / len(each["scores"])
+        assert abs(mean - each["average"]) < 0.011, each["system"]
 
 
 def test_the_checklist_adds_up():
