@@ -40,8 +40,10 @@ def draw(systems: list[dict], target: Path) -> None:
         axes.scatter(*place, color=TRAINED, zorder=3, s=28)
         axes.annotate(label, place, (7, -3), textcoords="offset points", color=INK)
     axes.set_xscale("log")
-    axes.set_xlim(0.5, 40)
-    ticks = (0.5, 1, 2, 5, 10, 20)
+    rises = [100 * (each["perplexity"] - 1) for each in systems if (each["perplexity"] or 0) > 1]
+    low, high = min([0.5, *rises]), max([40, *(3 * rise for rise in rises)])  # room for names
+    axes.set_xlim(low, high)
+    ticks = [tick for tick in (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100) if low <= tick <= high]
     axes.set_xticks(ticks, [f"{tick:g} %" for tick in ticks])
     axes.minorticks_off()
     axes.set_xlabel("rise of the perplexity of WikiText-2 test")

@@ -111,7 +111,7 @@ def table(found: dict[str, list[Row]], columns: Sequence[str]) -> str:
 
 def placed(found: dict[str, list[Row]]) -> list[dict]:
     """Return what `frontier.draw` takes of each system; one that was trained needs its cost."""
-    return [
+    shown = [
         {
             "short": name,
             "average": mean(rows, "senteval average"),
@@ -120,6 +120,9 @@ def placed(found: dict[str, list[Row]]) -> list[dict]:
         for name, rows in found.items()
         if any("x base" in row for row in rows)
     ]
+    if all(each["short"] in UNTRAINED for each in shown):
+        raise SystemExit("no trained system is measured yet: nothing to plot")
+    return shown
 
 
 def main() -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.settings import SETTINGS_FILE
 from sempa_mlx.model.lora import CONFIG_FILE, WEIGHTS_FILE
 from sempa_mlx.model.released import RELEASED, find_run
 
@@ -27,9 +27,8 @@ def release(run: Path, target: Path) -> int:
     halves = {name: each.astype(np.float16) for name, each in weights.items()}
     save_file(halves, target / WEIGHTS_FILE, metadata={"format": "mlx"})
     (target / WEIGHTS_FILE).chmod(0o644)  # safetensors leaves it to its owner alone
-    shutil.copyfile(run / CONFIG_FILE, target / CONFIG_FILE)
-    settings = Encoder.load(run).settings
-    Encoder.load(target, settings=settings).save_settings(target)
+    for name in (CONFIG_FILE, SETTINGS_FILE):
+        shutil.copyfile(run / name, target / name)
     return (target / WEIGHTS_FILE).stat().st_size
 
 
