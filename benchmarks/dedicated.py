@@ -15,9 +15,10 @@ from pathlib import Path
 import numpy as np
 
 from sempa_mlx import Encoder
+from sempa_mlx.commands.evaluate_sts import differences, figures
 from sempa_mlx.data.sts_tasks import sts_tasks
-from sempa_mlx.evaluation.stats import RESAMPLES, Estimate, paired_difference
-from sempa_mlx.evaluation.sts import StsScore, average, evaluate_sts
+from sempa_mlx.evaluation.stats import RESAMPLES
+from sempa_mlx.evaluation.sts import evaluate_sts
 
 NAME = "all-MiniLM-L6-v2"
 
@@ -40,25 +41,6 @@ class Dedicated:
         return self.model.encode(list(texts), batch_size=32, show_progress_bar=False)
 
 
-def row(scores: Sequence[StsScore], seconds: float) -> dict:
-    """Return the scores of one system as they are written down."""
-    mean = average(scores)
-    interval = mean.interval(0.95)
-    return {
-        "scores": {score.task: round(100 * score.spearman, 4) for score in scores},
-        "average": round(100 * mean.value, 4),
-        "average_interval": [round(100 * interval.low, 4), round(100 * interval.high, 4)],
-        "seconds": round(seconds, 1),
-    }
-
-
-def difference(ours: Estimate, theirs: Estimate) -> dict:
-    """Return ours less theirs on the same pairs."""
-    found = paired_difference(ours, theirs)
-    ends = [round(100 * found.interval.low, 4), round(100 * found.interval.high, 4)]
-    return {"score": round(100 * found.value, 4), "interval": ends, "p": round(found.p_value, 6)}
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", required=True, help="folder of STS sets")
@@ -72,16 +54,13 @@ def main() -> None:
     for system, encoder in ((NAME, Dedicated()), (name, Encoder.load(name))):
         started = time.perf_counter()
         scores[system] = evaluate_sts(encoder, tasks, resamples=RESAMPLES)
-        rows[system] = row(scores[system], time.perf_counter() - started)
+        seconds = round(time.perf_counter() - started, 1)
+        rows[system] = {**figures(scores[system]), "seconds": seconds}
     theirs, ours = scores.values()
     document = {
         "protocol": arguments.protocol,
         "systems": rows,
-        "difference": {
-            each.task: difference(each.estimate, other.estimate)
-            for each, other in zip(ours, theirs, strict=True)
-        }
-        | {"average": difference(average(ours), average(theirs))},
+        "difference": differences(ours, theirs),
     }
     text = json.dumps(document, indent=2)
     print(text)

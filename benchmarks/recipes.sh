@@ -9,7 +9,8 @@
 # standardize means senteval and raw of the mapped vectors too.
 # Training takes the first ROWS NLI triplets (all of them unless told) and keeps the best step on
 # PAIRS pairs of STS-B dev (null: all). On one CPU core a training run takes hours, an evaluation
-# half an hour; on a GPU both take minutes. Seeds other than 0 are written NAME@SEED.
+# half an hour; on a GPU both take minutes. Seeds other than 0 are written NAME@SEED. OPTIONS go to
+# every training as they are, SCALES are those at which perplexity is taken.
 set -euo pipefail
 data=${SEMPA_DATA:-../shared/data}
 out=${1:?where the results go}
@@ -20,6 +21,7 @@ rows=${ROWS:-25371}
 pairs=${PAIRS:-500}
 questions=${QUESTIONS:-500}
 tokens=${TOKENS:-65536}
+scales=${SCALES:-0.25 0.5 0.75 1}
 rate=${RATE:-1e-3} # of the systems that train embeddings
 dpo_rate=${DPO_RATE:-3e-4} # of those that only prefer
 parts=" ${PARTS:-train senteval raw standardize generation tasks geometry tokens} "
@@ -32,16 +34,16 @@ all=(prompteol prompteol-icl ke metaeol standardize sempa sempa-held embedding b
 systems=("$@")
 [ ${#systems[@]} -gt 0 ] || systems=("${all[@]}")
 
-# Another text for the KL term: questions without their answers, of no text that is measured.
-[ -f "$out/questions.txt" ] ||
+write_questions() { # another text for the KL term: no answers, and nothing that is measured
   "${PYTHON:-.venv/bin/python}" - "$data/lm/mmlu_test.jsonl.gz" "$out/questions.txt" <<'PYTHON'
 import gzip, json, sys
 
 with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2], "w") as target:
     target.writelines(" ".join(json.loads(row)["question"].split()) + "\n" for row in source)
 PYTHON
-# NLI rows with the embedding prompt in place of the request for a paraphrase.
-[ -f "$out/prompteol.jsonl" ] ||
+}
+
+write_prompteol_rows() { # NLI with the embedding prompt in place of the request for a paraphrase
   "${PYTHON:-.venv/bin/python}" - "$data/nli/train.jsonl.gz" "$out/prompteol.jsonl" <<'PYTHON'
 import gzip, json, sys
 from sempa_mlx.data.templates import PROMPTEOL
@@ -51,8 +53,11 @@ with gzip.open(sys.argv[1], "rt", encoding="utf-8") as source, open(sys.argv[2],
         prompt, chosen, rejected = PROMPTEOL.render(row["anchor"]), row["entailment"], row["contradiction"]
         target.write(json.dumps({"prompt": prompt, "chosen": chosen, "rejected": rejected}) + "\n")
 PYTHON
-[ -f "$out/anchors.jsonl" ] ||
+}
+
+write_anchors() { # what `standardize` is fitted to
   gunzip -c "$data/nli/train.jsonl.gz" | sed -n 1,4608p > "$out/anchors.jsonl"
+}
 
 recipe() { # NAME: the options that make it what it is
   local prefer="--batch-size 32 --learning-rate $dpo_rate"
@@ -82,17 +87,20 @@ train() { # NAME@SEED
   local run=$out/$1 name=${1%@*} seed=0 options rows_of=$data/nli/train.jsonl.gz
   [ "$name" = "$1" ] || seed=${1#*@}
   [ ! -f "$run/results.json" ] || return 0
-  if [ "$name" = spod ] && [ ! -f "$out/base-coder.safetensors" ]; then
-    "$sempa" sparse fit --model "$model" --data "$data/nli/train.jsonl.gz" \
-      --out "$out/base-coder.safetensors"
-  fi
-  [ "$name" != sempa-prompteol ] || rows_of=$out/prompteol.jsonl
+  case $name in
+    held-questions) write_questions ;;
+    sempa-prompteol) write_prompteol_rows; rows_of=$out/prompteol.jsonl ;;
+    spod)
+      [ -f "$out/base-coder.safetensors" ] || "$sempa" sparse fit --model "$model" \
+        --data "$data/nli/train.jsonl.gz" --out "$out/base-coder.safetensors"
+      ;;
+  esac
   options=$(recipe "$name")
   # shellcheck disable=SC2086
   "$sempa" train --config sempa --model "$model" --data "$rows_of" \
     --set data.limit="$rows" --seed "$seed" --set eval.data="$data/sts/STSB/dev.tsv" \
     --set eval.pairs="$pairs" --set eval.every="${EVERY:-16}" --set eval.patience=6 \
-    $options --adapter-path "$run" --force
+    $options ${OPTIONS:-} --adapter-path "$run" --force
 }
 
 wanted() { # PART
@@ -113,9 +121,9 @@ measure() { # NAME OPTIONS...: everything about one system, at the strength that
 
 cost() { # NAME: what the adapter does to the generator along its dial
   local run=$out/$1
+  # shellcheck disable=SC2046,SC2086
   once "$1" generation "$sempa" eval generation --text "$data/text/wikitext2-test.txt" \
-    --max-tokens "$tokens" --adapter-path "$run" --adapter-scale 0.25 --adapter-scale 0.5 \
-    --adapter-scale 0.75 --adapter-scale 1
+    --max-tokens "$tokens" --adapter-path "$run" $(printf -- '--adapter-scale %s ' $scales)
   once "$1" tasks "$sempa" eval generation --tasks hellaswag,truthfulqa \
     --data "$data/lm" --limit "$questions" --adapter-path "$run" \
     --adapter-scale "$(dial "$run")"
@@ -133,13 +141,17 @@ for system in "${systems[@]}"; do
   echo "== $system" >&2
   case $system in
     prompteol | prompteol-icl | ke | metaeol) measure "$system" --model "$model" --method "$system" ;;
-    standardize) measure "$system" --model "$model" --method prompteol --post standardize \
-      --post-fit "$out/anchors.jsonl" ;;
+    standardize)
+      write_anchors
+      measure "$system" --model "$model" --method prompteol --post standardize \
+        --post-fit "$out/anchors.jsonl"
+      ;;
     *)
       if wanted train; then train "$system"; fi
       measure "$system" --no-base --adapter-path "$out/$system" \
         --adapter-scale "$(dial "$out/$system")"
       if wanted standardize; then
+        write_anchors
         measure "$system+standardize" --no-base --adapter-path "$out/$system" --post standardize \
           --adapter-scale "$(dial "$out/$system")" --post-fit "$out/anchors.jsonl"
       fi

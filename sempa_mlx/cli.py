@@ -32,7 +32,7 @@ from sempa_mlx.cli_options import (
     console,
     embedding_option,
     examples,
-    find_run_of,
+    find_runs,
     model_option,
     output_option,
 )
@@ -164,7 +164,7 @@ def search(
     model: ModelOption = None,
     adapter_path: Annotated[
         Path | None,
-        model_option("--adapter-path", callback=find_run_of, help="Where the run folder lies now."),
+        model_option("--adapter-path", callback=find_runs, help="Where the run folder lies now."),
     ] = None,
     sparse: SparseOption = None,
     post: Annotated[

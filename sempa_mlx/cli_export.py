@@ -10,7 +10,7 @@ from sempa_mlx.cli_options import (
     ModelOption,
     console,
     examples,
-    find_run_of,
+    find_runs,
     model_option,
 )
 
@@ -36,7 +36,7 @@ def export(
     ],
     out: Annotated[Path, typer.Option("--out", help="New folder.")],
     adapter_path: Annotated[
-        Path, model_option("--adapter-path", callback=find_run_of, help="Run folder.")
+        Path, model_option("--adapter-path", callback=find_runs, help="Run folder.")
     ] = Path("adapters"),
     coder: Annotated[
         Path | None, model_option("--coder", help="Coder file, or run folder that holds one.")

@@ -14,7 +14,7 @@ from sempa_mlx.cli_options import (
     console,
     data_option,
     examples,
-    find_run_of,
+    find_runs,
     model_option,
     output_option,
 )
@@ -91,7 +91,7 @@ def eval_frontier(
     text: Annotated[Path, data_option("--text", help="UTF-8 text to predict.")],
     adapter_path: Annotated[
         Path,
-        model_option("--adapter-path", callback=find_run_of, help="Run folder with an adapter."),
+        model_option("--adapter-path", callback=find_runs, help="Run folder with an adapter."),
     ] = Path("adapters"),
     model: ModelOption = None,
     adapter_scale: Annotated[

@@ -22,18 +22,13 @@ def examples(*commands: str) -> str:
     return "\n\n".join(["Examples:", *(f"- {command}" for command in commands)])
 
 
-def find_run_of(named: Path | None) -> Path | None:
-    """Let a run folder be a packaged adapter's name."""
+def find_runs(named: Path | list[Path] | None) -> Path | list[Path] | None:
+    """Let each run folder be a packaged adapter's name."""
     from sempa_mlx.model.released import find_run
 
-    return None if named is None else find_run(named)
-
-
-def find_runs(named: list[Path] | None) -> list[Path] | None:
-    """Do so with several."""
-    from sempa_mlx.model.released import find_run
-
-    return None if named is None else [find_run(each) for each in named]
+    if named is None:
+        return None
+    return find_run(named) if isinstance(named, Path) else [find_run(each) for each in named]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -118,7 +113,7 @@ RunOption = Annotated[
     Path | None,
     model_option(
         "--adapter-path",
-        callback=find_run_of,
+        callback=find_runs,
         help="Run folder. [default: ./adapters if there, else smollm2-135m-nli]",
     ),
 ]

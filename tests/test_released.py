@@ -64,6 +64,12 @@ def test_it_embeds_far_better_than_its_base(here):
     assert trained.spearman > base.spearman + 0.05
 
 
+def test_it_goes_on_its_base_by_name(here):
+    texts = ["A cat sleeps."]
+    named = Encoder.load("smollm2-135m", adapter_path=NAME)
+    np.testing.assert_array_equal(named.encode(texts), Encoder.load(NAME).encode(texts))
+
+
 def test_a_model_that_is_not_packaged_has_no_adapter(monkeypatch):
     assert released_for("owner/model") is None
     assert released_for("smollm2-135m") == find_run(Path(NAME))

@@ -35,6 +35,7 @@ class Systems:
         from sempa_mlx.encoder.methods import find_method
         from sempa_mlx.encoder.settings import EncoderSettings
         from sempa_mlx.model.lora import read_adapter_config
+        from sempa_mlx.model.released import shown
 
         self.options.check()
         for method in (*self.methods, *self.adapter_methods):
@@ -50,7 +51,7 @@ class Systems:
                 yield self._made(console, "base", Encoder(loaded, EncoderSettings(method=method)))
             del loaded
         for folder in self.adapters:
-            with console.working(f"loading {folder}"):
+            with console.working(f"loading {shown(folder)}"):
                 encoder = Encoder.load(base, adapter_path=folder)
             methods = self.adapter_methods or (encoder.settings.method,)
             for scale, method in product(self.scales, methods):

@@ -42,12 +42,13 @@ def run_eval_frontier(
     from sempa_mlx.evaluation.generation import text_drift
     from sempa_mlx.evaluation.sts import distinct_sentences
     from sempa_mlx.model.lora import read_adapter_config
+    from sempa_mlx.model.released import shown
 
     source = dev_source(request.data)
     task = StsTask(source.label, "dev", load_dev_pairs(source.path, request.pairs))
     content = read_text(request.text, state="nothing was measured")
     base = request.model or str(read_adapter_config(request.adapter)["model"])
-    with console.working(f"loading {request.adapter}"):
+    with console.working(f"loading {shown(request.adapter)}"):
         encoder = Encoder.load(base, adapter_path=request.adapter)
     tokens = encoder.loaded.tokenizer.encode(content)[: request.max_tokens]
     scales = sorted({0.0, *(request.scales or SCALES)})

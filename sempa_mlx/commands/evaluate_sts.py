@@ -44,11 +44,11 @@ def run_eval_sts(  # noqa: PLR0913 - the command's own parts
         started = time.perf_counter()
         with console.progress(name, num_texts, "texts") as advance:
             scores = evaluate_sts(encoder, tasks, advance, resamples=RESAMPLES)
-        row = {"system": name, "protocol": _protocol(tasks), **_figures(scores)}
+        row = {"system": name, "protocol": _protocol(tasks), **figures(scores)}
         if first is None:
             first = scores
         else:
-            row |= {"difference": {"from": results[0]["system"], **_differences(scores, first)}}
+            row |= {"difference": {"from": results[0]["system"], **differences(scores, first)}}
         row["seconds"] = round(time.perf_counter() - started, 1)
         results.append(row | {"encoder": encoder.describe()})
     _report(console, results, tasks, details=details)
@@ -77,7 +77,7 @@ def _warn_of_undefined(console: Console, tasks: Sequence["StsTask"]) -> None:
             console.warn(f"{task.name} {what}, so Spearman's correlation is undefined")
 
 
-def _figures(scores: Sequence["StsScore"]) -> dict[str, Any]:
+def figures(scores: Sequence["StsScore"]) -> dict[str, Any]:
     """Return everything known of one system, x 100, None where undefined."""
     from sempa_mlx.evaluation.sts import average
 
@@ -102,7 +102,8 @@ def _figures(scores: Sequence["StsScore"]) -> dict[str, Any]:
     }
 
 
-def _differences(scores: Sequence["StsScore"], first: Sequence["StsScore"]) -> dict[str, Any]:
+def differences(scores: Sequence["StsScore"], first: Sequence["StsScore"]) -> dict[str, Any]:
+    """Return what `scores` are above `first` on the same pairs, x 100, by a paired bootstrap."""
     from sempa_mlx.evaluation.sts import average
 
     def difference(estimate: "Estimate", reference: "Estimate") -> dict[str, Any]:

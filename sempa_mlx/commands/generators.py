@@ -41,6 +41,7 @@ class Generators:
         """
         from sempa_mlx.model.load import load_model
         from sempa_mlx.model.lora import load_adapter, read_adapter_config
+        from sempa_mlx.model.released import shown
 
         if not (self.with_base or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")
@@ -52,7 +53,7 @@ class Generators:
                 loaded = load_model(base)
             yield LoadedSystems(loaded, tuple(systems))
         for folder in self.adapters:
-            with console.working(f"loading {folder}"):
+            with console.working(f"loading {shown(folder)}"):
                 loaded = load_model(base)
                 load_adapter(loaded, folder)
             systems += [(_name(folder, scale), scale) for scale in self.scales]

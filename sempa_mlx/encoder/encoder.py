@@ -89,7 +89,7 @@ class Encoder:
         Args:
             source: model alias, folder, Hub id or GGUF file; or a run folder made by training, or
                 the packaged adapter `smollm2-135m-nli`.
-            adapter_path: a run folder whose adapter goes on the model `source`.
+            adapter_path: a run folder, or the packaged one, whose adapter goes on `source`.
             settings: how to embed; by default what the run folder says, else PromptEOL.
             dtype: the model's precision, or `auto`.
 
@@ -101,8 +101,9 @@ class Encoder:
             adapter_path, source = run, str(read_adapter_config(run)["model"])
         loaded = load_model(str(source), dtype=dtype)
         if adapter_path is not None:
-            load_adapter(loaded, Path(adapter_path))
-            settings = settings or read_settings(Path(adapter_path))
+            run = find_run(Path(adapter_path))
+            load_adapter(loaded, run)
+            settings = settings or read_settings(run)
         return cls(loaded, settings)
 
     def with_scale(self, scale: float) -> "Encoder":
