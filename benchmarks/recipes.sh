@@ -66,6 +66,7 @@ recipe() { # NAME: the options that make it what it is
   case $1 in
     sempa | sempa-prompteol) echo --set objective.loss=sigmoid $prefer ;;
     sempa-held) echo --set objective.loss=sigmoid+2kl $general $prefer ;;
+    sempa-held-*) echo --set "objective.loss=sigmoid+${1#sempa-held-}kl" $general $prefer ;;
     norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 $general $prefer ;;
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
     listwise) echo --set objective.loss=listwise $prefer ;;
