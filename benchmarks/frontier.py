@@ -3,7 +3,7 @@
     .venv-bench/bin/python benchmarks/frontier.py docs/results.json docs/frontier.svg
 
 A system stands at its perplexity of WikiText-2 test over the base's; one that costs nothing, or
-writes nothing, is a line.
+writes nothing, is a line. One without a short name, such as a further seed, is a dot without words.
 """
 
 import argparse
@@ -38,7 +38,8 @@ def draw(systems: list[dict], target: Path) -> None:
             continue
         place = (100 * (share - 1), each["average"])
         axes.scatter(*place, color=TRAINED, zorder=3, s=28)
-        axes.annotate(label, place, (7, -3), textcoords="offset points", color=INK)
+        if each["short"]:
+            axes.annotate(label, place, (7, -3), textcoords="offset points", color=INK)
     axes.set_xscale("log")
     rises = [100 * (each["perplexity"] - 1) for each in systems if (each["perplexity"] or 0) > 1]
     low, high = min([0.5, *rises]), max([40, *(3 * rise for rise in rises)])  # room for names
@@ -59,7 +60,7 @@ def main() -> None:
     parser.add_argument("target", type=Path)
     arguments = parser.parse_args()
     systems = json.loads(arguments.results.read_text(encoding="utf-8"))
-    draw([each for each in systems if each["short"]], arguments.target)
+    draw(systems, arguments.target)
 
 
 if __name__ == "__main__":
