@@ -55,10 +55,9 @@ def by_row_blocks(function: Callable[..., Sequence[mx.array]], *arrays: mx.array
 
 
 @partial(mx.compile, shapeless=True)
-def _exp_parts(x: mx.array, bound: float = FARTHEST) -> list[mx.array]:
-    """Split exp(-min(x, bound)) into 2^f, |f| <= 1/2, and the bits of the float32 2^n."""
-    # One bound and no more: with its test for NaN it takes as long as half the polynomial.
-    exponent = mx.minimum(x, bound) * -LOG2_E
+def _exp_parts(x: mx.array) -> list[mx.array]:
+    """Split exp(-x), |x| <= FARTHEST, into 2^f, |f| <= 1/2, and the bits of the float32 2^n."""
+    exponent = x * -LOG2_E
     whole = (exponent + ROUNDER) - ROUNDER
     power = _power_of_two(exponent - whole)
     return [power, (whole.astype(mx.int32) + 127) * (1 << 23)]
@@ -72,9 +71,10 @@ def _power_of_two(f: mx.array) -> mx.array:
     return high + ((c3 * f + c2) * square + (c1 * f + c0))
 
 
-def _exp_factors(x: mx.array, bound: float = FARTHEST) -> tuple[mx.array, mx.array]:
-    """Return two float32 factors of exp(-min(x, bound)); x is above -FARTHEST."""
-    power, bits = _exp_parts(x, bound)
+def _exp_factors(x: mx.array) -> tuple[mx.array, mx.array]:
+    """Return two float32 factors of exp(-x), |x| <= FARTHEST; bounding is left to who needs it."""
+    # A bound takes as long as half the polynomial, for its test for NaN.
+    power, bits = _exp_parts(x)
     # Reinterpreting bits is the one step that a shape-independent compiled function cannot hold.
     return power, bits.view(mx.float32)
 
@@ -86,7 +86,7 @@ def _product(left: mx.array, right: mx.array) -> mx.array:
 
 def exp_negative(x: mx.array, bound: float = FARTHEST) -> mx.array:
     """Return exp(-x) of float32 values above -87; beyond `bound`, at most 87, it falls no more."""
-    return _product(*_exp_factors(x, bound))
+    return _product(*_exp_factors(mx.minimum(x, bound)))
 
 
 @partial(mx.compile, shapeless=True)
@@ -130,7 +130,7 @@ def _swiglu_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> tuple[mx.array, ...]:
     def block(gate: mx.array, x: mx.array, cotangent: mx.array) -> list[mx.array]:
-        factors = _exp_factors(mx.maximum(gate, -FARTHEST))
+        factors = _exp_factors(mx.clip(gate, -FARTHEST, FARTHEST))
         return _gated_gradients(gate, x, *factors, cotangent)
 
     return tuple(by_row_blocks(block, *primals, cotangent))

@@ -23,6 +23,7 @@ from tests.model.test_forward import (
     shared_of,
     with_adapter,
 )
+from tests.peaks import peak_bytes
 from tests.tiny import MISFITS, SHARING, tiny_model
 
 adapted = functools.cache(with_adapter)
@@ -113,22 +114,6 @@ def on_cpu():
     mx.set_default_device(mx.cpu)
     yield
     mx.set_default_device(device)
-
-
-def peak_bytes(compute):
-    """The most memory that `compute` adds while it runs.
-
-    It is the least of three runs: mlx allocates ahead of the thread that computes and frees, and on
-    a busy machine that thread may lag far behind.
-    """
-    mx.eval(compute())  # the first time also builds what stays
-    found = []
-    for _ in range(3):
-        mx.reset_peak_memory()
-        before = mx.get_active_memory()
-        mx.eval(compute())
-        found.append(mx.get_peak_memory() - before)
-    return min(found)
 
 
 def training_peak(model, scorer, rows):
