@@ -13,7 +13,7 @@ import mlx.core as mx
 from mlx_lm.models import base
 
 from sempa_mlx import runtime
-from sempa_mlx.model.cpu_kernels import by_row_blocks, exp_negative
+from sempa_mlx.model.cpu_kernels import exp_negative, row_blocks
 from sempa_mlx.model.forest import Forest, ForestCache
 from sempa_mlx.model.fused import stays_fused
 
@@ -26,26 +26,26 @@ KEPT_KEYS = 256  # of more keys, the weights are computed again for the gradient
 @mx.custom_function
 @stays_fused
 def _softmax(scores: mx.array) -> mx.array:
-    """Return softmax over the last axis of (rows, keys) float32 scores."""
+    """Return softmax over the last axis of (rows, keys) float32 scores, block by block."""
     ones = mx.ones((scores.shape[1], 1))
-
-    def block(scores: mx.array) -> list[mx.array]:
-        distances = scores.max(axis=-1, keepdims=True) - scores
-        weights = exp_negative(distances, FARTHEST)
-        return [weights / (weights @ ones)]
-
-    return by_row_blocks(block, scores)[0]
+    blocks = []
+    for block in row_blocks(scores):
+        rows = scores[block]
+        distances = rows.max(axis=-1, keepdims=True) - rows
+        weights = exp_negative(mx.minimum(distances, FARTHEST))
+        blocks.append(weights / (weights @ ones))
+    return mx.concatenate(blocks)
 
 
 @_softmax.vjp
 @stays_fused
 def _softmax_vjp(_scores: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
     ones = mx.ones((output.shape[1], 1))
-
-    def block(weights: mx.array, pulls: mx.array) -> list[mx.array]:
-        return [weights * (pulls - (weights * pulls) @ ones)]
-
-    return by_row_blocks(block, output, cotangent)[0]
+    blocks = []
+    for block in row_blocks(output):
+        weights, pulls = output[block], cotangent[block]
+        blocks.append(weights * (pulls - (weights * pulls) @ ones))
+    return mx.concatenate(blocks)
 
 
 def attention(  # noqa: PLR0913 - as mlx-lm calls it

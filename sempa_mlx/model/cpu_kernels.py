@@ -6,7 +6,7 @@ polynomial, the same function is vectorised by `mx.compile` and takes a fifth of
 its arrays stay in the cache. Values agree with mlx's own to float32 rounding, about 1e-7.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator
 from functools import partial
 from typing import cast
 
@@ -28,52 +28,30 @@ POWERS_OF_LN2 = (
     0.00015403530393381608,
 )
 ROUNDER = 1.5 * 2.0**23  # adding and subtracting it rounds a float32 to the nearest integer
-FARTHEST = 87.0  # exp(-87) is nearly 2^-126, the least float32 of full precision
+LARGEST_EXPONENT = 126.0
 CACHED_ELEMENTS = 2**16  # 256 KiB of float32; several such arrays fit into a core's cache
 
 
-def by_row_blocks(function: Callable[..., Sequence[mx.array]], *arrays: mx.array) -> list[mx.array]:
-    """Compute functions of rows a few rows at a time, so that all arrays of a block stay cached.
-
-    Args:
-        function: from blocks of the arrays' rows to as many rows of each result.
-        arrays: (rows, width) each; the first one's width decides how many rows a block has.
-
-    Returns:
-        The results for all rows.
-    """
-    size = max(1, CACHED_ELEMENTS // arrays[0].shape[1])
-    done: list[Sequence[mx.array]] = []
-    for start in range(0, len(arrays[0]), size):
-        block = [array[start : start + size] for array in arrays]
-        if done:
-            # mlx would compute the first step of every block before the second of any: by then the
-            # first block has left the cache.
-            block[:1] = mx.depends(block[:1], done[-1][:1])
-        done.append(function(*block))
-    return [mx.concatenate(list(parts)) for parts in zip(*done, strict=True)]
+def row_blocks(array: mx.array) -> list[slice]:
+    """Split the rows of (rows, width) values into blocks of which several fit into the cache."""
+    size = max(1, CACHED_ELEMENTS // array.shape[1])
+    return [slice(start, start + size) for start in range(0, len(array), size)]
 
 
 @partial(mx.compile, shapeless=True)
 def _exp_parts(x: mx.array) -> list[mx.array]:
-    """Split exp(-x), |x| <= FARTHEST, into 2^f, |f| <= 1/2, and the bits of the float32 2^n."""
-    exponent = x * -LOG2_E
+    """Split exp(-x) into 2^f, |f| <= 1/2, and the bits of the float32 2^n; x is bounded first."""
+    exponent = mx.clip(x * -LOG2_E, -LARGEST_EXPONENT, LARGEST_EXPONENT)
     whole = (exponent + ROUNDER) - ROUNDER
-    power = _power_of_two(exponent - whole)
+    fraction = exponent - whole
+    power = POWERS_OF_LN2[-1] * fraction + POWERS_OF_LN2[-2]
+    for coefficient in POWERS_OF_LN2[-3::-1]:
+        power = power * fraction + coefficient
     return [power, (whole.astype(mx.int32) + 127) * (1 << 23)]
 
 
-def _power_of_two(f: mx.array) -> mx.array:
-    """Return 2^f in few steps that wait for each other: `mx.compile` fuses no more than eleven."""
-    c0, c1, c2, c3, c4, c5, c6 = POWERS_OF_LN2
-    square = f * f
-    high = (c6 * square + (c5 * f + c4)) * (square * square)
-    return high + ((c3 * f + c2) * square + (c1 * f + c0))
-
-
 def _exp_factors(x: mx.array) -> tuple[mx.array, mx.array]:
-    """Return two float32 factors of exp(-x), |x| <= FARTHEST; bounding is left to who needs it."""
-    # A bound takes as long as half the polynomial, for its test for NaN.
+    """Return two float32 factors of exp(-x)."""
     power, bits = _exp_parts(x)
     # Reinterpreting bits is the one step that a shape-independent compiled function cannot hold.
     return power, bits.view(mx.float32)
@@ -84,18 +62,14 @@ def _product(left: mx.array, right: mx.array) -> mx.array:
     return left * right
 
 
-def exp_negative(x: mx.array, bound: float = FARTHEST) -> mx.array:
-    """Return exp(-x) of float32 values above -87; beyond `bound`, at most 87, it falls no more."""
-    return _product(*_exp_factors(mx.minimum(x, bound)))
+def exp_negative(x: mx.array) -> mx.array:
+    """Return exp(-x) of float32 values; beyond |x| = 87 it stays what it is at the bound."""
+    return _product(*_exp_factors(x))
 
 
 @partial(mx.compile, shapeless=True)
-def _gated(
-    gate: mx.array, x: mx.array, size: mx.array, power: mx.array, scale: mx.array
-) -> mx.array:
-    """Return silu(gate) * x, where power * scale is exp(-size) and size is |gate|, bounded."""
-    exp = power * scale
-    return (0.5 * (gate + mx.abs(gate)) - size * exp / (1.0 + exp)) * x
+def _gated(gate: mx.array, x: mx.array, power: mx.array, scale: mx.array) -> mx.array:
+    return gate * x / (1.0 + power * scale)
 
 
 @partial(mx.compile, shapeless=True)
@@ -107,21 +81,13 @@ def _gated_gradients(
     return [cotangent * x * slope, cotangent * gate * sigmoid]
 
 
-@partial(mx.compile, shapeless=True)
-def _size(gate: mx.array) -> mx.array:
-    return mx.minimum(mx.abs(gate), FARTHEST)
-
-
 @mx.custom_function
 @stays_fused
 def _swiglu_float32(gate: mx.array, x: mx.array) -> mx.array:
     """Return silu(gate) * x of two (rows, width) arrays."""
-
-    def block(gate: mx.array, x: mx.array) -> list[mx.array]:
-        size = _size(gate)
-        return [_gated(gate, x, size, *_exp_factors(size))]
-
-    return by_row_blocks(block, gate, x)[0]
+    return mx.concatenate(
+        [_gated(gate[rows], x[rows], *_exp_factors(gate[rows])) for rows in row_blocks(gate)]
+    )
 
 
 @_swiglu_float32.vjp
@@ -129,11 +95,12 @@ def _swiglu_float32(gate: mx.array, x: mx.array) -> mx.array:
 def _swiglu_vjp(
     primals: tuple[mx.array, mx.array], cotangent: mx.array, _output: mx.array
 ) -> tuple[mx.array, ...]:
-    def block(gate: mx.array, x: mx.array, cotangent: mx.array) -> list[mx.array]:
-        factors = _exp_factors(mx.clip(gate, -FARTHEST, FARTHEST))
-        return _gated_gradients(gate, x, *factors, cotangent)
-
-    return tuple(by_row_blocks(block, *primals, cotangent))
+    gate, x = primals
+    blocks = [
+        _gated_gradients(gate[rows], x[rows], *_exp_factors(gate[rows]), cotangent[rows])
+        for rows in row_blocks(gate)
+    ]
+    return tuple(mx.concatenate(list(parts)) for parts in zip(*blocks, strict=True))
 
 
 def swiglu(gate: mx.array, x: mx.array) -> mx.array:
@@ -149,26 +116,25 @@ def swiglu(gate: mx.array, x: mx.array) -> mx.array:
     return rows.reshape(gate.shape)
 
 
+def _exponentials(logits: mx.array, offsets: mx.array) -> Iterator[tuple[mx.array, mx.array]]:
+    """Yield exp(logits - offsets) of a few rows at a time, and these rows' offsets."""
+    for rows in row_blocks(logits):
+        yield exp_negative(offsets[rows] - logits[rows]), offsets[rows]
+
+
 @mx.custom_function
 @stays_fused
 def _logsumexp_float32(logits: mx.array) -> mx.array:
     # mlx adds up a row from left to right and is off by 1e-4 for 50,000 values; a product is not.
     ones = mx.ones((logits.shape[1], 1))
-
-    def block(logits: mx.array) -> list[mx.array]:
-        largest = logits.max(axis=-1, keepdims=True)
-        return [mx.log(exp_negative(largest - logits) @ ones) + largest]
-
-    return by_row_blocks(block, logits)[0]
+    blocks = _exponentials(logits, logits.max(axis=-1, keepdims=True))
+    return mx.concatenate([mx.log(exp @ ones) + largest for exp, largest in blocks])
 
 
 @_logsumexp_float32.vjp
 @stays_fused
 def _logsumexp_vjp(logits: mx.array, cotangent: mx.array, output: mx.array) -> mx.array:
-    def block(logits: mx.array, cotangent: mx.array, output: mx.array) -> list[mx.array]:
-        return [exp_negative(output - logits) * cotangent]
-
-    return by_row_blocks(block, logits, cotangent, output)[0]
+    return mx.concatenate([exp for exp, _ in _exponentials(logits, output)]) * cotangent
 
 
 def logsumexp(logits: mx.array) -> mx.array:
@@ -190,4 +156,5 @@ def probabilities(logps: mx.array) -> mx.array:
     """
     if logps.dtype != mx.float32 or runtime.is_gpu():
         return mx.exp(mx.stop_gradient(logps))
-    return by_row_blocks(lambda rows: [exp_negative(-rows)], mx.stop_gradient(logps))[0]
+    parts = [exp_negative(-mx.stop_gradient(logps[rows])) for rows in row_blocks(logps)]
+    return mx.concatenate(parts)

@@ -23,7 +23,6 @@ from tests.model.test_forward import (
     shared_of,
     with_adapter,
 )
-from tests.peaks import peak_bytes
 from tests.tiny import MISFITS, SHARING, tiny_model
 
 adapted = functools.cache(with_adapter)
@@ -114,6 +113,15 @@ def on_cpu():
     mx.set_default_device(mx.cpu)
     yield
     mx.set_default_device(device)
+
+
+def peak_bytes(compute):
+    """The most memory that `compute` adds while it runs."""
+    mx.eval(compute())  # the first time also builds what stays
+    mx.reset_peak_memory()
+    before = mx.get_active_memory()
+    mx.eval(compute())
+    return mx.get_peak_memory() - before
 
 
 def training_peak(model, scorer, rows):
