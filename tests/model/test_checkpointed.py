@@ -12,6 +12,7 @@ from mlx.utils import tree_flatten
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import UsageError
 from sempa_mlx.model.checkpointed import check_gradients, checkpointed
+from sempa_mlx.model.cpu_functions import use_fast_functions
 from sempa_mlx.model.forward import BranchCache
 from sempa_mlx.model.lora import attach
 from sempa_mlx.model.scoring import Scorer, choose_scoring, score_states
@@ -133,7 +134,9 @@ def training_peak(model, scorer, rows):
 
 @pytest.mark.parametrize("shared", [0, 40], ids=["plain", "shared"])
 def test_memory_of_a_step_falls(shared, on_cpu):
+    """With the functions that a loaded model has, whichever model was loaded before."""
     model = tiny_model(num_hidden_layers=8, hidden_size=64, intermediate_size=192)
+    assert use_fast_functions(model, mx.float32)
     attach(model, LoraConfig(rank=4, alpha=8.0), seed=1)
     rows = random_rows(1, 40, (40,), ((30, 28),))
     scorer = Scorer(shared, mask_rank("llama") if shared else None)
