@@ -250,8 +250,10 @@ def test_a_recipe_names_and_explains_every_key(name):
           "train.grad_checkpoint": True, "eval.every": 78, "eval.data": "stsb",
           "eval.pairs": None, "eval.patience": 4, "eval.dial": None}),
         ("demo",
-         {"data.train": "demo", "eval.data": "demo", "train.learning_rate": 7e-4,
-          "train.batch_size": 8, "train.iters": 16, "eval.every": 4,
+         {"data.train": "demo", "eval.data": "demo", "train.learning_rate": 1e-3,
+          "train.batch_size": 16, "train.iters": 16, "eval.every": 4,
+          "objective.loss": "embedding + 2 kl", "objective.kl_text": "general",
+          "objective.kl_tokens": 128,
           "eval.pairs": None, "output.path": "sempa-demo/run"}),
     ],
 )  # fmt: skip

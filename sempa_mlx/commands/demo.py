@@ -22,12 +22,14 @@ INTRO = """One small language model, two jobs. This demo
   1. measures how well the untouched model embeds sentences,
   2. trains an adapter on {triplets} triplets written for this project (not human-annotated),
   3. compares base and trained model on sentence pairs it has not seen,
-  4. embeds a text file and finds nearest neighbours in it.
+  4. measures what training did to the model as a generator,
+  5. embeds a text file and finds nearest neighbours in it.
 No network is needed."""
 
 
 def run_demo(console: Console, folder: Path) -> None:
     """Train (or reuse an earlier demo's run), compare, embed, search; print what comes next."""
+    from sempa_mlx.data import demo
     from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.run.folder import RESULTS_FILE, claimed
     from sempa_mlx.run.inputs import read_run_data
@@ -52,10 +54,19 @@ def run_demo(console: Console, folder: Path) -> None:
     with console.working("loading base and adapter"):
         trained = Encoder.load(run_folder)
     scores = _compare(console, trained, data.dev_task, test)
-    store = _embed_and_search(console, trained, folder)
+    text_file = folder / "sentences.txt"
+    shutil.copyfile(Path(demo.__file__).parent / "sentences.txt", text_file)
+    generation = _generate(console, trained, text_file)
+    store = _embed_and_search(console, trained, text_file)
     seconds = time.perf_counter() - started
     console.document(
-        {"training": results, "scores": scores, "store": str(store), "seconds": round(seconds, 1)}
+        {
+            "training": results,
+            "scores": scores,
+            "generation": generation,
+            "store": str(store),
+            "seconds": round(seconds, 1),
+        }
     )
     console.heading(f"Done in {seconds / 60:.1f} minutes. Next:")
     console.say(f"  sempa-mlx embed YOUR.txt --adapter-path {run_folder}")
@@ -100,7 +111,7 @@ def _compare(
     systems = {
         "base, mean pooling": Encoder(trained.loaded, mean_settings),
         "base, PromptEOL": Encoder(trained.loaded, base_settings),
-        "trained (SemPA)": trained,
+        "trained": trained,
     }
     found: dict[str, dict[str, float]] = {}
     for name, encoder in systems.items():
@@ -114,22 +125,35 @@ def _compare(
     return found
 
 
-def _embed_and_search(console: Console, encoder: "Encoder", folder: Path) -> Path:
+def _generate(console: Console, encoder: "Encoder", text_file: Path) -> dict[str, float]:
+    """Print perplexity of a text that no training saw, with the adapter off and on."""
+    from sempa_mlx.data.readers import read_text
+    from sempa_mlx.evaluation.generation import text_drift
+
+    tokens = encoder.loaded.tokenizer.encode(read_text(text_file, state="nothing was measured"))
+    scales = [0.0, encoder.settings.adapter_scale]
+    with console.working(f"predicting {text_file}"):
+        base, trained = text_drift(encoder.loaded.model, tokens, scales)
+    before, after = base.perplexity.perplexity, trained.perplexity.perplexity
+    console.heading("Generating")
+    console.say(f"Perplexity of {len(tokens)} tokens of text that it was not trained on:")
+    console.result(f"  {before:.2f} with the adapter off, which is the base, bit for bit")
+    console.result(f"  {after:.2f} with it on ({after / before - 1:+.1%})")
+    return {"base_perplexity": before, "perplexity": after, "kl": trained.kl.value}
+
+
+def _embed_and_search(console: Console, encoder: "Encoder", text_file: Path) -> Path:
     """Embed the packaged sentences into a file and show neighbours of a few of them."""
     import numpy as np
 
-    from sempa_mlx.data import demo
     from sempa_mlx.data.readers import read_lines
     from sempa_mlx.encoder.store import embed_to_file, nearest
 
     console.heading("Embedding a text file")
-    text_file = folder / "sentences.txt"
-    shutil.copyfile(Path(demo.__file__).parent / "sentences.txt", text_file)
     sentences = [line.text for line in read_lines(text_file)]
+    target = text_file.with_name(f"{text_file.name}.npy")
     with console.working(f"embedding {text_file}"):
-        store = embed_to_file(
-            encoder, sentences, folder / "sentences.txt.npy", file_format="npy"
-        ).path
+        store = embed_to_file(encoder, sentences, target, file_format="npy").path
     vectors = np.load(store, allow_pickle=False)
     console.say(f"{len(vectors)} vectors in {store}; the nearest lines to three of them:")
     for query in QUERIES:

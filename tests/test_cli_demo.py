@@ -1,0 +1,49 @@
+"""`sempa-mlx demo`: what it prints and counts is what its own parts find."""
+
+import numpy as np
+import pytest
+
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.evaluation.generation import text_perplexity
+from sempa_mlx.model import load
+from sempa_mlx.model.lora import dialled
+from tests.command import done, results_of
+from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
+
+
+@pytest.fixture
+def place(here, monkeypatch, short_demo):
+    """An empty folder, and a tiny model in place of the embedded one."""
+    model = here / "elsewhere.gguf"
+    write_gguf(model, all_metadata(), random_tensors())
+    monkeypatch.setattr(load, "embedded_file", lambda _alias: model)
+    return here
+
+
+def test_figures_are_those_of_the_run_it_leaves(place):
+    shown = done("demo", "--json").document
+    folder = place / "sempa-demo"
+    trained = Encoder.load(folder / "run")
+    assert shown["training"] == results_of(folder / "run")
+    assert shown["scores"].keys() == {"base, mean pooling", "base, PromptEOL", "trained"}
+    text = (folder / "sentences.txt").read_text(encoding="utf-8").rstrip("\n")
+    assert np.load(shown["store"]).shape == (len(text.splitlines()), trained.dim)
+
+    model, generation = trained.loaded.model, shown["generation"]
+    tokens = trained.loaded.tokenizer.encode(text)
+    for key, scale in (("base_perplexity", 0.0), ("perplexity", trained.settings.adapter_scale)):
+        with dialled(model, scale):
+            expected = text_perplexity(model, tokens).perplexity
+        assert generation[key] == pytest.approx(expected, rel=1e-6)
+    assert generation["perplexity"] != generation["base_perplexity"]
+    assert generation["kl"] > 0
+
+
+def test_a_second_time_the_run_is_used_again(place):
+    first = done("demo")
+    assert "done by an earlier demo" not in first.err
+    before = (place / "sempa-demo" / "run" / "adapters.safetensors").stat()
+    second = done("demo")
+    assert "done by an earlier demo" in second.err
+    assert second.out == first.out
+    assert (place / "sempa-demo" / "run" / "adapters.safetensors").stat() == before
