@@ -16,6 +16,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 TRAINED, OTHER, INK = "#2a78d6", "#8a8883", "#3b3a37"
+FAR = 1.2  # from this share on, names stand left of their dots
 
 
 def draw(systems: list[dict], target: Path) -> None:
@@ -39,7 +40,13 @@ def draw(systems: list[dict], target: Path) -> None:
         place = (100 * (share - 1), each["average"])
         axes.scatter(*place, color=TRAINED, zorder=3, s=28)
         if each["short"]:
-            axes.annotate(label, place, (7, -3), textcoords="offset points", color=INK)
+            side = (-7, "right") if share > FAR else (7, "left")
+            axes.annotate(
+                *(label, place, (side[0], -3)),
+                ha=side[1],
+                textcoords="offset points",
+                color=INK,
+            )
     axes.set_xscale("log")
     rises = [100 * (each["perplexity"] - 1) for each in systems if (each["perplexity"] or 0) > 1]
     low, high = min([0.5, *rises]), max([40, *(3 * rise for rise in rises)])  # room for names
