@@ -43,13 +43,12 @@ def run_demo(console: Console, folder: Path) -> None:
     console.say(INTRO.format(triplets=len(data.records)))
     if is_finished(run_folder, config):
         console.heading(f"Training: done by an earlier demo (delete {run_folder} to train again)")
-        results = json.loads((run_folder / RESULTS_FILE).read_text(encoding="utf-8"))
     else:
         with claimed(config, force=True):
             console.heading("Training")
             run = train_and_show(console, config, data)
         console.say(outcome(run))
-        results = run.summary()
+    results = json.loads((run_folder / RESULTS_FILE).read_text(encoding="utf-8"))
     console.heading("Comparing")
     with console.working("loading base and adapter"):
         trained = Encoder.load(run_folder)
