@@ -40,13 +40,8 @@ def draw(systems: list[dict], target: Path) -> None:
         place = (100 * (share - 1), each["average"])
         axes.scatter(*place, color=TRAINED, zorder=3, s=28)
         if each["short"]:
-            side = (-7, "right") if share > FAR else (7, "left")
-            axes.annotate(
-                *(label, place, (side[0], -3)),
-                ha=side[1],
-                textcoords="offset points",
-                color=INK,
-            )
+            side, gap = ("right", -7) if share > FAR else ("left", 7)
+            axes.annotate(label, place, (gap, -3), ha=side, textcoords="offset points", color=INK)
     axes.set_xscale("log")
     rises = [100 * (each["perplexity"] - 1) for each in systems if (each["perplexity"] or 0) > 1]
     low, high = min([0.5, *rises]), max([40, *(3 * rise for rise in rises)])  # room for names

@@ -96,6 +96,19 @@ def here(tmp_path, monkeypatch) -> Path:
 
 
 @pytest.fixture
+def tiny_embedded(tmp_path, monkeypatch) -> Path:
+    """The file of a tiny model in place of the embedded one."""
+    from sempa_mlx.model import load
+    from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
+
+    model = tmp_path / "elsewhere" / "tiny.gguf"
+    model.parent.mkdir()
+    write_gguf(model, all_metadata(), random_tensors())
+    monkeypatch.setattr(load, "embedded_file", lambda _alias: model)
+    return model
+
+
+@pytest.fixture
 def short_demo(tmp_path, monkeypatch):
     """The first rows of the demo data in its place."""
     folder = tmp_path / "demo"

@@ -5,18 +5,13 @@ import pytest
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.evaluation.generation import text_perplexity
-from sempa_mlx.model import load
 from sempa_mlx.model.lora import dialled
 from tests.command import done, results_of
-from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
 
 
 @pytest.fixture
-def place(here, monkeypatch, short_demo):
-    """An empty folder, and a tiny model in place of the embedded one."""
-    model = here / "elsewhere.gguf"
-    write_gguf(model, all_metadata(), random_tensors())
-    monkeypatch.setattr(load, "embedded_file", lambda _alias: model)
+def place(here, tiny_embedded, short_demo):
+    """A folder to work in, with a tiny model and few rows for the packaged."""
     return here
 
 

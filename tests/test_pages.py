@@ -2,24 +2,20 @@
 
 import pytest
 
-from sempa_mlx.model import load, released
+from sempa_mlx.model import released
 from tests.adapters import write_run
 from tests.command import SENTENCES, write_pairs, write_triplets
 from tests.pages import ROOT, commands, follow
-from tests.tiny_gguf import all_metadata, random_tensors, write_gguf
 
 PAGES = [ROOT / "README.md", ROOT / "docs" / "quickstart.md"]
 
 
 @pytest.fixture
-def reader(tmp_path, monkeypatch, short_demo):
+def reader(tmp_path, monkeypatch, tiny_embedded, short_demo):
     """A folder with what the pages take for given; a tiny model and adapter for the packaged."""
-    model = tmp_path / "elsewhere" / "tiny.gguf"
-    model.parent.mkdir()
-    write_gguf(model, all_metadata(), random_tensors())
-    monkeypatch.setattr(load, "embedded_file", lambda _alias: model)
-    write_run(model.parent / "smollm2-135m-nli", model)
-    monkeypatch.setattr(released, "_FOLDER", model.parent)
+    elsewhere = tiny_embedded.parent
+    write_run(elsewhere / "smollm2-135m-nli", tiny_embedded)
+    monkeypatch.setattr(released, "_FOLDER", elsewhere)
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)

@@ -20,7 +20,7 @@ NEIGHBOURS = 3
 QUERIES = (0, 1, 4)  # lines of the packaged sentences whose neighbours are shown
 INTRO = """One small language model, two jobs. This demo
   1. measures how well the untouched model embeds sentences,
-  2. trains an adapter on {triplets} triplets written for this project (not human-annotated),
+  2. trains an adapter on some of {triplets} triplets made for this project (not human-annotated),
   3. compares base and trained model on sentence pairs it has not seen,
   4. measures what training did to the model as a generator,
   5. embeds a text file and finds nearest neighbours in it.
