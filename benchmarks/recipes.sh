@@ -65,6 +65,7 @@ recipe() { # NAME: the options that make it what it is
   local general="--set objective.kl_text=general"
   case $1 in
     sempa | sempa-prompteol) echo --set objective.loss=sigmoid $prefer ;;
+    sempa-beta-*) echo --set objective.loss=sigmoid --beta "${1#sempa-beta-}" $prefer ;;
     sempa-held) echo --set objective.loss=sigmoid+2kl $general $prefer ;;
     sempa-held-*) echo --set "objective.loss=sigmoid+${1#sempa-held-}kl" $general $prefer ;;
     norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 $general $prefer ;;
