@@ -46,15 +46,22 @@ def visible(text: str) -> str:
 
 
 class _Rich(RichConsole):
-    """Rich's console, on which data is never markup and a closed pipe is the caller's business."""
+    """Rich's console; data is neither markup nor emoji codes, a closed pipe the caller's matter."""
 
     def __init__(self, *, stderr: bool = False) -> None:
-        super().__init__(stderr=stderr, markup=False, highlight=False, soft_wrap=True)
+        super().__init__(stderr=stderr, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
     def print(self, *objects: Any, **options: Any) -> None:  # noqa: ANN401 - as rich has it
-        """Print; of plain text the control characters are spelled out."""
-        shown = (visible(each) if isinstance(each, str) else each for each in objects)
-        super().print(*shown, **options)
+        """Print; of plain text the control characters are spelled out.
+
+        Into a file or pipe plain text goes as it is: rich would make blanks of its tabs.
+        """
+        shown = [visible(each) if isinstance(each, str) else each for each in objects]
+        if self.is_terminal or self.quiet or not all(isinstance(each, str) for each in shown):
+            super().print(*shown, **options)
+        else:
+            self.file.write(" ".join(shown) + "\n")
+            self.file.flush()
 
     def on_broken_pipe(self) -> None:
         """Pass the error on; rich would exit with code 1."""

@@ -6,7 +6,7 @@ import pytest
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.evaluation.generation import text_perplexity
 from sempa_mlx.model.lora import dialled
-from tests.command import done, results_of
+from tests.command import done, refused, results_of
 
 
 @pytest.fixture
@@ -42,3 +42,28 @@ def test_a_second_time_the_run_is_used_again(place):
     assert "done by an earlier demo" in second.err
     assert second.out == first.out
     assert (place / "sempa-demo" / "run" / "adapters.safetensors").stat() == before
+
+
+def test_nothing_that_another_wrote_is_written_over(place):
+    (place / "sentences.txt").write_text("my own\n")
+    (place / "sentences.txt.npy").write_bytes(b"my vectors")
+    run = place / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text("data:\n  train: mine.jsonl\n")
+    (run / "metrics.jsonl").write_text("{}\n")
+    shown = refused(2, "demo", "--folder", ".")
+    for name in ("run", "sentences.txt", "sentences.txt.npy"):
+        assert f"{name}: not what this demo writes" in shown.err
+    assert "3 problems; nothing was written" in shown.err
+    assert (place / "sentences.txt").read_text() == "my own\n"
+    assert (place / "sentences.txt.npy").read_bytes() == b"my vectors"
+    assert sorted(path.name for path in run.iterdir()) == ["config.yaml", "metrics.jsonl"]
+
+
+def test_a_demo_that_stopped_is_done_again(place):
+    done("demo")
+    folder = place / "sempa-demo"
+    (folder / "run" / "results.json").unlink()
+    (folder / "sentences.txt.npy").unlink()
+    assert "done by an earlier demo" not in done("demo").err
+    assert (folder / "sentences.txt.npy").exists()

@@ -328,3 +328,18 @@ def test_a_broken_encoder_is_called_so(space, here, command, monkeypatch):
     outcome = refused(1, "eval", command, "--data", "notes.txt", "--model", space / "base")
     assert "base prompteol" in outcome.err
     assert "NaN or infinity" in outcome.err
+
+
+def test_scores_of_a_broken_encoder_are_undefined(space, here, monkeypatch):
+    encode = Encoder.encode
+
+    def broken(self, texts, **options):
+        vectors = encode(self, texts, **options)
+        vectors[0, 0] = np.nan
+        return vectors
+
+    monkeypatch.setattr(Encoder, "encode", broken)
+    Path("a.tsv").write_text("3\ta cat\ta dog\n2\tb\tc\n1\tx\ty\n")
+    outcome = done("eval", "sts", "--data", "a.tsv", "--model", space / "base")
+    assert "base prompteol: undefined on a.tsv: some vectors hold NaN" in outcome.err
+    assert outcome.out.count("undefined") == 2

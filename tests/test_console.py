@@ -34,6 +34,25 @@ def on_a_terminal(monkeypatch):
     return Console(), lambda: (out.getvalue(), err.getvalue())
 
 
+DATA = "[b]x[/x]\t:dog: 12:100:3 ends in blanks  "
+
+
+def test_data_is_printed_as_it_is(capsys):
+    console = Console()
+    console.result(DATA)
+    console.say(DATA)
+    console.error(DataError(Problem("wrong", evidence=DATA, fix=DATA)))
+    out, err = capsys.readouterr()
+    assert out == f"{DATA}\n"
+    assert err == f"{DATA}\nerror: wrong\n  {DATA}\n  {DATA}\n"
+
+
+def test_data_stays_what_it_is_on_a_terminal(monkeypatch):
+    console, read = on_a_terminal(monkeypatch)
+    console.result(DATA)
+    assert read()[0] == f"{DATA.expandtabs()}\n"
+
+
 @pytest.fixture
 def clock(monkeypatch):
     """Time that stands still until it is told."""

@@ -81,6 +81,12 @@ def test_the_base_and_runs_that_do_not_ask_are_scored_once():
         assert evaluation.asked == [1.0]
 
 
+def test_runs_chosen_by_another_score_are_not_dialled():
+    evaluation = scripted(dial_always=True, metric="accuracy")
+    assert evaluation(3).scale == 1.0
+    assert evaluation.asked == [1.0]
+
+
 def test_the_spread_of_embeddings_is_measured_at_full_scale(inputs, tmp_path):
     """Against the plain sums over all pairs of the dev set's sentences."""
     done(*training(inputs), "--adapter-path", tmp_path)

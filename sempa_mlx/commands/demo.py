@@ -29,22 +29,22 @@ No network is needed."""
 
 def run_demo(console: Console, folder: Path) -> None:
     """Train (or reuse an earlier demo's run), compare, embed, search; print what comes next."""
-    from sempa_mlx.data import demo
     from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.run.folder import RESULTS_FILE, claimed
     from sempa_mlx.run.inputs import read_run_data
 
     started = time.perf_counter()
-    run_folder = folder / "run"
+    run_folder, text_file = folder / "run", folder / "sentences.txt"
     resolved = resolve_config(RECIPE, flags={"--folder": ("output.path", str(run_folder))})
     config = resolved.config
+    refuse_foreign(run_folder, text_file, config)
     data = read_run_data(config)
     data.dev_task, test = _halves(data.dev_task)
     console.say(INTRO.format(triplets=len(data.records)))
     if is_finished(run_folder, config):
         console.heading(f"Training: done by an earlier demo (delete {run_folder} to train again)")
     else:
-        with claimed(config, force=True):
+        with claimed(config, force=True):  # of the same settings, stopped
             console.heading("Training")
             run = train_and_show(console, config, data)
         console.say(outcome(run))
@@ -53,8 +53,7 @@ def run_demo(console: Console, folder: Path) -> None:
     with console.working("loading base and adapter"):
         trained = Encoder.load(run_folder)
     scores = _compare(console, trained, data.dev_task, test)
-    text_file = folder / "sentences.txt"
-    shutil.copyfile(Path(demo.__file__).parent / "sentences.txt", text_file)
+    shutil.copyfile(_packaged_sentences(), text_file)
     generation = _generate(console, trained, text_file)
     store = _embed_and_search(console, trained, text_file)
     seconds = time.perf_counter() - started
@@ -75,16 +74,44 @@ def run_demo(console: Console, folder: Path) -> None:
     console.say(f"  sempa-mlx eval sts --data hub --adapter-path {run_folder}")
 
 
+def refuse_foreign(run_folder: Path, text_file: Path, config: SempaConfig) -> None:
+    """Refuse to write over what no earlier demo left.
+
+    Raises:
+        UsageError: a run of other settings, another text, or vectors of one are there.
+    """
+    from sempa_mlx.errors import Problem, UsageError
+    from sempa_mlx.run.folder import is_run
+
+    vectors = text_file.with_name(f"{text_file.name}.npy")
+    ours = text_file.is_file() and text_file.read_bytes() == _packaged_sentences().read_bytes()
+    foreign = [path for path in (text_file, vectors) if path.exists() and not ours]
+    if is_run(run_folder) and not _has_settings(run_folder, config):
+        foreign.insert(0, run_folder)
+    if foreign:
+        fix = "name another folder with --folder, or delete it"
+        problems = [Problem("not what this demo writes", str(path), fix=fix) for path in foreign]
+        raise UsageError(problems, state="nothing was written")
+
+
+def _packaged_sentences() -> Path:
+    from sempa_mlx.data import demo
+
+    return Path(demo.__file__).parent / "sentences.txt"
+
+
 def is_finished(run_folder: Path, config: SempaConfig) -> bool:
     """Tell whether a folder holds a completed run of exactly these settings."""
-    from sempa_mlx.run.folder import CONFIG_COPY, RESULTS_FILE
+    from sempa_mlx.run.folder import RESULTS_FILE
+
+    return (run_folder / RESULTS_FILE).is_file() and _has_settings(run_folder, config)
+
+
+def _has_settings(run_folder: Path, config: SempaConfig) -> bool:
+    from sempa_mlx.run.folder import CONFIG_COPY
 
     copy = run_folder / CONFIG_COPY
-    return (
-        (run_folder / RESULTS_FILE).is_file()
-        and copy.is_file()
-        and copy.read_text(encoding="utf-8") == dump_config(config)
-    )
+    return copy.is_file() and copy.read_text(encoding="utf-8") == dump_config(config)
 
 
 def _halves(task: "StsTask") -> tuple["StsTask", "StsTask"]:

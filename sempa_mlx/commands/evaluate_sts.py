@@ -44,6 +44,7 @@ def run_eval_sts(  # noqa: PLR0913 - the command's own parts
         started = time.perf_counter()
         with console.progress(name, num_texts, "texts") as advance:
             scores = evaluate_sts(encoder, tasks, advance, resamples=RESAMPLES)
+        _warn_of_vectors(console, name, tasks, scores)
         row = {"system": name, "protocol": _protocol(tasks), **figures(scores)}
         if first is None:
             first = scores
@@ -75,6 +76,20 @@ def _warn_of_undefined(console: Console, tasks: Sequence["StsTask"]) -> None:
         if len({pair.score for pair in task.pairs}) == 1:
             what = "has one pair" if len(task.pairs) == 1 else "gives all pairs the same score"
             console.warn(f"{task.name} {what}, so Spearman's correlation is undefined")
+
+
+def _warn_of_vectors(
+    console: Console, name: str, tasks: Sequence["StsTask"], scores: Sequence["StsScore"]
+) -> None:
+    """Say it where a system's vectors leave the correlation of varied scores undefined."""
+    undefined = [
+        score.task
+        for task, score in zip(tasks, scores, strict=True)
+        if math.isnan(score.spearman) and len({pair.score for pair in task.pairs}) > 1
+    ]
+    if undefined:
+        cause = "some vectors hold NaN or infinity, or all pairs have one cosine"
+        console.warn(f"{name}: undefined on {', '.join(undefined)}: {cause}")
 
 
 def figures(scores: Sequence["StsScore"]) -> dict[str, Any]:

@@ -119,6 +119,16 @@ def _triplet(fields: Fields, keys: tuple[str, ...], plan: Plan) -> Draft:
     return Draft((*system, user), anchor, tuple(ranked), drop)
 
 
+def _with_system(fields: Fields, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Put the row's own `system` text before the turns; note it if they have one already."""
+    if fields.values.get("system") is None:
+        return prompt
+    text = fields.text("system")
+    if any(turn.role == "system" for turn in prompt):
+        fields.fault("both `system` and a system turn", "keep one of them")
+    return (Message("system", text), *prompt)
+
+
 def _chat(fields: Fields, prompt: tuple[Message, ...], candidates: tuple[str, str]) -> Draft:
     if not prompt:
         fields.fault("there is no prompt", "put the turns before the answer into the row")
@@ -143,7 +153,8 @@ def _conversations(fields: Fields) -> Draft:
             return _NO_DRAFT
     if chosen[:-1] != rejected[:-1]:
         fields.fault("chosen and rejected differ before their last turn", "compare one answer")
-    return _chat(fields, lead + chosen[:-1], (chosen[-1].content, rejected[-1].content))
+    prompt = _with_system(fields, lead + chosen[:-1])
+    return _chat(fields, prompt, (chosen[-1].content, rejected[-1].content))
 
 
 def _trl(fields: Fields) -> Draft:
@@ -151,13 +162,12 @@ def _trl(fields: Fields) -> Draft:
         return _conversations(fields)
     candidates = (fields.text("chosen"), fields.text("rejected"))
     if isinstance(fields.values.get("prompt"), list):
-        return _chat(fields, fields.messages("prompt"), candidates)
+        return _chat(fields, _with_system(fields, fields.messages("prompt")), candidates)
     prompt = fields.text("prompt")
     if fields.values.get("system") is None:
         return Draft(prompt, prompt, candidates)
     # mlx-lm-lora's rows: a system text turns the plain prompt into a conversation.
-    system = Message("system", fields.text("system"))
-    return _chat(fields, (system, Message("user", prompt)), candidates)
+    return _chat(fields, _with_system(fields, (Message("user", prompt),)), candidates)
 
 
 def _swift(fields: Fields) -> Draft:

@@ -149,9 +149,13 @@ def _percentiles(values: np.ndarray, confidence: float) -> Interval:
 
 
 def cosines(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return row-wise cosines of two (n, dim) arrays as (n,) float64; 0 where a row is zero."""
+    """Return row-wise cosines of two (n, dim) arrays as (n,) float64.
+
+    0 where a row is zero, NaN where one is not finite.
+    """
     left, right = left.astype(np.float64), right.astype(np.float64)
-    norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
-    dots = np.einsum("ij,ij->i", left, right)
-    found: np.ndarray = np.divide(dots, norms, out=np.zeros_like(dots), where=norms > 0)
+    with np.errstate(invalid="ignore"):  # of infinity less infinity, or over itself
+        norms = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)
+        dots = np.einsum("ij,ij->i", left, right)
+        found: np.ndarray = np.divide(dots, norms, out=np.zeros_like(dots), where=norms != 0)
     return found

@@ -104,7 +104,7 @@ def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     has_scales = any(key.startswith(f"{DEV}@") for line in record.metrics for key in line)
     for key, (other, factor) in others.items():
         points = evaluated(record, key, factor)
-        if points and (key != outcome.key or has_scales):
+        if points and (key != outcome.key or (key == DEV and has_scales)):
             name = f"{other}, adapter at scale 1" if has_scales and key == DEV else other
             found.append(LineChart(name, [Line(points)], last, best))
     return found

@@ -144,7 +144,7 @@ class _Work:
         """How often the dev set is embedded."""
         settings, steps = self.config.eval, len(self.plan)
         scored = 1 + -(-steps // settings.every)
-        scales = len(settings.dial or ())
+        scales = len(settings.dial or ()) if settings.metric == "spearman" else 0
         return scored * (1 + scales) if settings.dial_always else scored + scales
 
     def operations(self, shape: Shape) -> float:

@@ -36,7 +36,9 @@ class DevEvaluation:
     def __call__(self, step: int) -> Score:
         """Evaluate after a step; the base, step 0, is the same at every scale."""
         settings = self._settings
-        tried = (*(settings.dial or ()), FULL) if settings.dial_always and step else (FULL,)
+        # Only Spearman is measured along the dial: a run chosen by another score keeps full scale.
+        is_dialled = settings.dial_always and settings.metric == "spearman" and step
+        tried = settings.dial or () if is_dialled else ()
         vectors = self._vectors(FULL)
         found = self.spearman(scale for scale in tried if scale != FULL)
         found[FULL] = self._spearman_of(vectors)

@@ -99,6 +99,20 @@ CHAT = (Message("system", "be kind"), Message("user", "why?"))
             "trl",
         ),
         (
+            {"prompt": [user("why?")], "system": "be kind", "chosen": " yes ", "rejected": "no"},
+            CHAT,
+            "trl",
+        ),
+        (
+            {
+                "system": "be kind",
+                "chosen": [user("why?"), assistant(" yes ")],
+                "rejected": [user("why?"), assistant("no")],
+            },
+            CHAT,
+            "trl",
+        ),
+        (
             {
                 "chosen": [user("why?"), assistant(" yes ")],
                 "rejected": [user("why?"), assistant("no")],
@@ -242,6 +256,15 @@ def test_all_faults_of_a_file_are_told(jsonl):
         ({"messages": ["x"], "rejected_response": "z"}, "`messages[0]` is not a message"),
         ({"messages": [assistant("y")], "rejected_response": "z"}, "there is no prompt"),
         ({"rejected_response": "z"}, "the field `messages` is missing"),
+        (
+            {
+                "prompt": [{"role": "system", "content": "a"}, user("x")],
+                "system": "b",
+                "chosen": "y",
+                "rejected": "z",
+            },
+            "both `system` and a system turn",
+        ),
         (
             {"messages": [user("x"), assistant("")], "rejected_response": "z"},
             "`messages[1].content` is empty",

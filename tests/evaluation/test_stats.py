@@ -81,6 +81,14 @@ def test_the_arguments_are_left_alone():
     assert predicted.tolist() == [1, 2, 3]
 
 
+def test_a_vector_that_is_not_finite_has_no_cosine():
+    left = np.array([[np.nan, 1.0], [np.inf, 1.0], [0.0, 0.0], [3.0, 4.0]])
+    right = np.array([[1.0, 1.0], [1.0, 1.0], [1.0, 1.0], [3.0, 4.0]])
+    found = cosines(left, right)
+    np.testing.assert_array_equal(found, [np.nan, np.nan, 0, 1])
+    assert np.isnan(spearman(np.arange(4.0), found))
+
+
 def test_cosines_by_hand():
     left = np.array([[1, 0], [1, 1], [3, 4], [2, 0]], dtype=np.float32)
     right = np.array([[0, 5], [1, 0], [6, 8], [-7, 0]], dtype=np.float32)
