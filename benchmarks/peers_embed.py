@@ -59,7 +59,8 @@ def real_sentences(count: int) -> list[str]:
         for line in path.read_text(encoding="utf-8").splitlines():
             found |= dict.fromkeys(line.split("\t")[1:3])
     texts = [text for text in found if len(text.splitlines()) == 1]
-    return [texts[index * len(texts) // count] for index in range(min(count, len(texts)))]
+    count = min(count, len(texts))
+    return [texts[index * len(texts) // count] for index in range(count)]
 
 
 def systems(peers: str, made: Report) -> list[System]:

@@ -34,11 +34,11 @@ def embed_files(rows: Sequence[int], folder: Path) -> list[System]:
     """Write files of so many sentences; return what embeds them."""
     texts = real_sentences(max(rows))
     found = []
-    for count in rows:
+    for count in dict.fromkeys(min(each, len(texts)) for each in rows):
         path = folder / f"{count}.txt"
         path.write_text("\n".join(texts[:count]) + "\n", encoding="utf-8")
         extra = {"texts": str(path), "out": str(folder / "vectors.npy"), "count": count}
-        found.append(System(f"{min(count, len(texts)):,}", sys.executable, "embed_sempa.py", extra))
+        found.append(System(f"{count:,}", sys.executable, "embed_sempa.py", extra))
     return found
 
 

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from sempa_mlx.cli_boundary import answer
+from sempa_mlx.cli_checks import find_runs
 from sempa_mlx.cli_config import config_app
 from sempa_mlx.cli_data import data_app
 from sempa_mlx.cli_export import export_app
@@ -32,7 +33,6 @@ from sempa_mlx.cli_options import (
     console,
     embedding_option,
     examples,
-    find_runs,
     model_option,
     output_option,
 )

@@ -6,11 +6,11 @@ from typing import Annotated, Literal
 
 import typer
 
+from sempa_mlx.cli_checks import find_runs, finite
 from sempa_mlx.cli_options import (
     ModelOption,
     console,
     examples,
-    find_runs,
     model_option,
 )
 
@@ -50,7 +50,9 @@ def export(
     ] = None,
     adapter_scale: Annotated[
         float | None,
-        model_option("--adapter-scale", help="The dial. [default: the run folder's own]"),
+        model_option(
+            "--adapter-scale", callback=finite, help="The dial. [default: the run folder's own]"
+        ),
     ] = None,
     dtype: Annotated[
         str | None,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sempa_mlx.cli_checks import find_runs, finite, place_to_write, refuse_unused
 from sempa_mlx.cli_options import (
     AdaptersOption,
     ModelOption,
@@ -14,7 +15,6 @@ from sempa_mlx.cli_options import (
     console,
     data_option,
     examples,
-    find_runs,
     model_option,
     output_option,
 )
@@ -68,6 +68,12 @@ def eval_generation(
     out: OutOption = None,
 ) -> None:
     """Compare base and adapters as generators: perplexity, KL to the base, benchmarks."""
+    refuse_unused(
+        ("--adapter-scale", adapter_scale, adapter_path, "--adapter-path"),
+        ("--max-tokens", max_tokens, text, "--text"),
+        ("--data", data, tasks, "--tasks"),
+        ("--limit", limit, tasks or harness, "--tasks or --harness"),
+    )
     names, asked = (tuple(each.split(",")) if each else () for each in (tasks, harness))
     if asked:
         let_torch_in()  # lm-evaluation-harness imports it
@@ -96,7 +102,11 @@ def eval_frontier(
     model: ModelOption = None,
     adapter_scale: Annotated[
         list[float] | None,
-        model_option("--adapter-scale", help="May be repeated. [default: 8 scales, 0 to 1.25]"),
+        model_option(
+            "--adapter-scale",
+            callback=finite,
+            help="May be repeated. [default: 8 scales, 0 to 1.25]",
+        ),
     ] = None,
     data: Annotated[
         str, data_option("--data", help="`stsb` (dev), `demo`, or a file of scored pairs.")
@@ -110,7 +120,8 @@ def eval_frontier(
         data_option("--max-tokens", min=2, help="First n tokens of the text. [default: all]"),
     ] = None,
     plot: Annotated[
-        Path | None, output_option("--plot", help="Draw it into this SVG file.")
+        Path | None,
+        output_option("--plot", callback=place_to_write, help="Draw it into this SVG file."),
     ] = None,
     out: OutOption = None,
 ) -> None:

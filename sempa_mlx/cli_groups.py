@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sempa_mlx.cli_checks import refuse_unused
 from sempa_mlx.cli_generation import generation_app
 from sempa_mlx.cli_options import (
     AdaptersOption,
@@ -33,6 +34,16 @@ eval_app = typer.Typer(help="Measure what training did.")
 
 eval_app.add_typer(generation_app)
 tuning_option = partial(typer.Option, rich_help_panel="Tuning")
+
+
+def _of_systems(
+    adapters: object, scales: object, methods: object, *, no_base: bool
+) -> tuple[tuple[str, object, object, str], ...]:
+    """Return what `refuse_unused` is to know of options that base and adapters share."""
+    return (
+        ("--adapter-scale", scales, adapters, "--adapter-path"),
+        ("--method", methods, not no_base, "the base, which --no-base leaves out"),
+    )
 
 
 @eval_app.command(
@@ -79,6 +90,11 @@ def eval_sts(
     ] = None,
 ) -> None:
     """Compare base and adapters on the seven STS tasks, or on your own pairs (Spearman x 100)."""
+    refuse_unused(
+        *_of_systems(adapter_path, adapter_scale, method, no_base=no_base),
+        ("--adapter-method", adapter_method, adapter_path, "--adapter-path"),
+        ("--tune-pairs", tune_pairs, tune, "--tune"),
+    )
     from sempa_mlx.commands.evaluate import Systems
     from sempa_mlx.commands.evaluate_sts import run_eval_sts
     from sempa_mlx.commands.tune import tune_first
@@ -122,6 +138,7 @@ def eval_geometry(
     out: OutOption = None,
 ) -> None:
     """Compare how base and adapters fill the space: alignment, uniformity, isotropy."""
+    refuse_unused(*_of_systems(adapter_path, adapter_scale, method, no_base=no_base))
     from sempa_mlx.commands.evaluate import Systems
     from sempa_mlx.commands.evaluate_geometry import run_eval_geometry
     from sempa_mlx.commands.vectors import VectorOptions
@@ -151,6 +168,7 @@ def eval_tokens(
     out: OutOption = None,
 ) -> None:
     """Compare the words that embeddings of base and adapters lie closest to."""
+    refuse_unused(*_of_systems(adapter_path, adapter_scale, method, no_base=no_base))
     from sempa_mlx.commands.evaluate import Systems
     from sempa_mlx.commands.evaluate_tokens import run_eval_tokens
 

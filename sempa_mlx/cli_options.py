@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from sempa_mlx.cli_checks import find_runs, finite, place_to_write
 from sempa_mlx.console import Console
 
 console = Console()
@@ -20,15 +21,6 @@ output_option = partial(typer.Option, rich_help_panel="Output")
 def examples(*commands: str) -> str:
     """Return what stands below a command's help: commands to copy, one a line."""
     return "\n\n".join(["Examples:", *(f"- {command}" for command in commands)])
-
-
-def find_runs(named: Path | list[Path] | None) -> Path | list[Path] | None:
-    """Let each run folder be a packaged adapter's name."""
-    from sempa_mlx.model.released import find_run
-
-    if named is None:
-        return None
-    return find_run(named) if isinstance(named, Path) else [find_run(each) for each in named]
 
 
 def complete_recipe(incomplete: str) -> list[str]:
@@ -52,7 +44,9 @@ AdaptersOption = Annotated[
 ScalesOption = Annotated[
     list[float] | None,
     model_option(
-        "--adapter-scale", help="0 = base, 1 = full adapter; may be repeated. [default: 1]"
+        "--adapter-scale",
+        callback=finite,
+        help="0 = base, 1 = full adapter; may be repeated. [default: 1]",
     ),
 ]
 MethodsOption = Annotated[
@@ -120,14 +114,19 @@ RunOption = Annotated[
 ScaleOption = Annotated[
     float | None,
     model_option(
-        "--adapter-scale", help="The dial: 0 = base, 1 = full adapter. [default: the run's own]"
+        "--adapter-scale",
+        callback=finite,
+        help="The dial: 0 = base, 1 = full adapter. [default: the run's own]",
     ),
 ]
 MethodOption = Annotated[
     str | None,
     embedding_option("--method", help="Embedding method. [default: the run's own, else prompteol]"),
 ]
-OutOption = Annotated[Path | None, output_option("--out", help="Write the results here as JSON.")]
+OutOption = Annotated[
+    Path | None,
+    output_option("--out", callback=place_to_write, help="Write the results here as JSON."),
+]
 ForceOption = Annotated[bool, output_option("--force", help="Replace what is there.")]
 FormatOption = Annotated[
     str | None,

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from sempa_mlx.cli_checks import finite
 from sempa_mlx.cli_options import (
     ForceOption,
     ModelOption,
@@ -41,6 +42,7 @@ def paraphrase(
         float,
         model_option(
             "--adapter-scale",
+            callback=finite,
             help="The adapter's strength while generating; 0: the base, bit for bit. "
             "Similarities keep the run's own.",
         ),

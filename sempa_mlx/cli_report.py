@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from sempa_mlx.cli_checks import refuse_unused
 from sempa_mlx.cli_options import ForceOption, console, examples
 
 report_app = typer.Typer()
@@ -27,8 +28,9 @@ def report(
         ),
     ] = None,
     pairs: Annotated[
-        int, typer.Option("--pairs", min=2, help="So many, spread over the file.")
-    ] = 200,
+        int | None,
+        typer.Option("--pairs", min=2, help="So many, spread over the file. [default: 200]"),
+    ] = None,
     results: Annotated[
         list[Path] | None,
         typer.Option("--results", help="What `eval ... --out` wrote; may be repeated."),
@@ -42,7 +44,8 @@ def report(
     force: ForceOption = False,
 ) -> None:
     """Write one HTML page about a run: curves, scores, geometry, maps, words, settings."""
-    from sempa_mlx.commands.report import ReportRequest, run_report
+    from sempa_mlx.commands.report import NUM_PAIRS, ReportRequest, run_report
 
-    request = ReportRequest(run, data, pairs, results or [], measure)
+    refuse_unused(("--pairs", pairs, measure, "measuring, which --no-measure leaves out"))
+    request = ReportRequest(run, data, pairs or NUM_PAIRS, results or [], measure)
     run_report(console, request, out=out, force=force)

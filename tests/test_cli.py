@@ -732,3 +732,21 @@ def test_no_base_measures_the_adapters_only(space):
     assert alone[0]["scores"] == with_base[1]["scores"]
     assert [row["system"] for row in alone] == [with_base[1]["system"]]
     refused(2, "eval", "sts", "--data", space / "sts", "--no-base", "--tasks", "STSB")
+
+
+def test_every_fault_is_listed_of_however_many(here):
+    Path("rows.jsonl").write_text('{"anchor": "a"}\n' * 150)
+    outcome = run("data", "check", "rows.jsonl")
+    assert outcome.code == 3
+    assert outcome.err.count("the field `entailment` is missing") == 150
+    assert "300 problems; mend" in outcome.err
+
+
+def test_a_run_to_resume_may_be_named_by_its_setting(here):
+    outcome = refused(2, "train", "--resume", "--set", "output.path=elsewhere")
+    assert "elsewhere holds no run to resume" in outcome.err
+
+
+def test_a_report_that_measures_nothing_takes_no_pairs(here):
+    outcome = refused(2, "report", "run", "--no-measure", "--pairs", "5")
+    assert "--pairs does nothing" in outcome.err

@@ -1,6 +1,8 @@
 import json
 import re
+import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from sempa_mlx.data.records import StsTask
 from sempa_mlx.data.sources import dev_source
 from sempa_mlx.data.sts_sets import load_dev_pairs
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.fitting import fit_after
 from sempa_mlx.evaluation.benchmarks import Benchmarks
 from sempa_mlx.evaluation.generation import text_drift
 from sempa_mlx.evaluation.sts import evaluate_sts
@@ -217,3 +220,74 @@ def test_a_frontier_needs_an_adapter_and_pairs(space, here):
         in refused(1, "eval", "frontier", "--data", "demo", "--text", space / "text.txt").err
     )
     assert "no such file" in refused(3, *frontier(space, "--data", "nowhere.tsv")).err
+
+
+def test_the_base_is_scale_0_also_among_negative_scales(space, here):
+    lines = done(*frontier(space, "--adapter-scale", "-0.5")).out.splitlines()
+    base = next(line for line in lines if line.split()[:1] == ["0"])
+    assert "+0.00" in base
+    assert base.split()[-2:] == ["1.000", "0.0000"]
+
+
+def test_a_text_of_one_token_has_no_perplexity(space, here):
+    Path("a.txt").write_text("a")
+    outcome = done(*frontier(space, "--adapter-scale", "1"), "--text", "a.txt")
+    assert "nan" not in outcome.out
+    assert outcome.out.count("undefined") == 6
+
+
+def test_a_frontier_leaves_out_the_map_of_one_scale(space, here, tmp_path):
+    encoder = Encoder.load(space / "run")
+    texts = ["A cat", "A dog", "Two men"]
+    post, _ = fit_after(encoder, texts, "standardize", 0, folder=tmp_path / "maps")
+    mapped = Encoder(encoder.loaded, replace(encoder.settings, post=post))
+    shutil.copytree(space / "run", tmp_path / "mapped")
+    mapped.save_settings(tmp_path / "mapped")
+    arguments = [*frontier(space), "--adapter-path", tmp_path / "mapped"]
+    outcome = done(*arguments, "--adapter-scale", "1")
+    assert "without the fitted standardize" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--text", "text.txt", "--adapter-scale", "0.5"], "--adapter-scale does nothing without"),
+        (["--text", "text.txt", "--limit", "3"], "--limit does nothing without --tasks or"),
+        (["--text", "text.txt", "--data", "lm"], "--data does nothing without --tasks"),
+        (["--tasks", "mmlu", "--data", "lm", "--max-tokens", "9"], "--max-tokens does nothing"),
+        (["--text", "text.txt", "--out", "."], "is a folder"),
+        (["--text", "text.txt", "--out", "text.txt/a.json"], "text.txt: is not a folder"),
+        (["--text", "text.txt", "--adapter-scale", "nan", "--adapter-path", "x"], "is no number"),
+    ],
+)
+def test_what_would_do_nothing_or_fail_at_the_end_is_refused_at_once(here, options, expected):
+    Path("text.txt").write_text("A cat sleeps.")
+    assert expected in refused(2, "eval", "generation", *options).err
+
+
+def test_all_adapters_are_looked_at_before_the_first_is_measured(space, here):
+    shutil.copytree(space / "run", "cut")
+    weights = Path("cut/adapters.safetensors")
+    weights.write_bytes(weights.read_bytes()[:100])
+    for command in (generation(space, "--text", space / "text.txt"), sts_of(space)):
+        outcome = refused(1, *command, "--adapter-path", "cut")
+        assert "cut/adapters.safetensors: unreadable" in outcome.err
+        assert "loading" not in outcome.err
+
+
+def sts_of(space):
+    Path("pairs.tsv").write_text("3\tA cat\tA dog\n1\tTwo dogs\tA man\n")
+    return ["eval", "sts", "--data", "pairs.tsv", "--adapter-path", space / "run"]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        (["--adapter-scale", "0.5"], "--adapter-scale does nothing without --adapter-path"),
+        (["--adapter-method", "mean"], "--adapter-method does nothing without --adapter-path"),
+        (["--tune-pairs", "5"], "--tune-pairs does nothing without --tune"),
+        (["--no-base", "--method", "mean"], "--method does nothing without the base"),
+    ],
+)
+def test_options_of_sts_that_would_do_nothing_are_refused(here, options, expected):
+    assert expected in refused(2, "eval", "sts", "--data", "x.tsv", *options).err

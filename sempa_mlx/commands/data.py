@@ -7,20 +7,13 @@ from sempa_mlx.data.preferences import PreferenceReport, check_preferences
 from sempa_mlx.data.sources import dev_source, sts_root, training_source
 from sempa_mlx.errors import DataError
 
-FAULTS_SHOWN = 10
-
 
 def run_check(console: Console, file: Path) -> None:
     """Print what a preference file holds; exit 3 if it has faults."""
     report, problems = check_preferences(file)
     console.result(_summary(report))
     if problems:
-        hidden = len(problems) - FAULTS_SHOWN
-        more = f"; {hidden} more" if hidden > 0 else ""
-        raise DataError(
-            problems[:FAULTS_SHOWN],
-            state=f"mend or remove these lines before training{more}",
-        )
+        raise DataError(problems, state="mend or remove these lines before training")
     console.document(
         {
             "path": report.path,

@@ -34,7 +34,7 @@ class Systems:
         from sempa_mlx.encoder.encoder import Encoder
         from sempa_mlx.encoder.methods import find_method
         from sempa_mlx.encoder.settings import EncoderSettings
-        from sempa_mlx.model.lora import read_adapter_config
+        from sempa_mlx.model.lora import check_adapter
         from sempa_mlx.model.released import shown
 
         self.options.check()
@@ -42,7 +42,7 @@ class Systems:
             find_method(method)
         if not (self.methods or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")
-        recorded = [str(read_adapter_config(folder)["model"]) for folder in self.adapters]
+        recorded = [str(check_adapter(folder)["model"]) for folder in self.adapters]
         base = self.model or (recorded[0] if recorded else DEFAULT_MODEL)
         if self.methods:
             with console.working(f"loading {base}"):

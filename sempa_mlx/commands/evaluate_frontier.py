@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +50,10 @@ def run_eval_frontier(
     base = request.model or str(read_adapter_config(request.adapter)["model"])
     with console.working(f"loading {shown(request.adapter)}"):
         encoder = Encoder.load(base, adapter_path=request.adapter)
+    if encoder.settings.post is not None:
+        # A map is fitted to the vectors of one scale, and this looks at several.
+        console.say(f"without the fitted {encoder.settings.post.kind} of {request.adapter}")
+        encoder = Encoder(encoder.loaded, replace(encoder.settings, post=None))
     tokens = encoder.loaded.tokenizer.encode(content)[: request.max_tokens]
     scales = sorted({0.0, *(request.scales or SCALES)})
     with console.progress("text", len(tokens) * len(scales), "tokens") as advance:
@@ -78,14 +82,14 @@ def _report(
     from sempa_mlx.evaluation.frontier import on_frontier
     from sempa_mlx.evaluation.generation import WINDOW
 
-    base = points[0]
+    base = next(point for point in points if point.scale == 0)
     rows = [
         [
             f"{point.scale:g} *" if best else f"{point.scale:g}",
             *_spearman_cells(point.spearman, base.spearman),
             with_error(text.perplexity, text.standard_error, 2),
-            f"{text.perplexity / base.drift.perplexity.perplexity:.3f}",
-            f"{point.drift.kl.value:.4f}",
+            with_error(text.perplexity / base.drift.perplexity.perplexity, math.nan, 3),
+            with_error(point.drift.kl.value, math.nan, 4),
         ]
         for point, best in zip(points, on_frontier(points), strict=True)
         for text in [point.drift.perplexity]

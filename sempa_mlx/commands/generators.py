@@ -40,12 +40,12 @@ class Generators:
             ModelError: base or adapter cannot be loaded, or do not belong together.
         """
         from sempa_mlx.model.load import load_model
-        from sempa_mlx.model.lora import load_adapter, read_adapter_config
+        from sempa_mlx.model.lora import check_adapter, load_adapter
         from sempa_mlx.model.released import shown
 
         if not (self.with_base or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")
-        recorded = [str(read_adapter_config(folder)["model"]) for folder in self.adapters]
+        recorded = [str(check_adapter(folder)["model"]) for folder in self.adapters]
         base = self.model or (recorded[0] if recorded else DEFAULT_MODEL)
         systems = [("base", 0.0)] if self.with_base else []
         if not self.adapters:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
 REPORT_FILE = "report.html"
 NOTHING = "no report was written"
+NUM_PAIRS = 200
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,7 @@ class ReportRequest:
 
     run: Path
     data: str | None = None
-    num_pairs: int = 200
+    num_pairs: int = NUM_PAIRS
     results: Sequence[Path] = ()
     is_measured: bool = True
 

@@ -98,10 +98,18 @@ def _settings(request: TrainRequest) -> Resolved:
     if request.resume and source is None:
         from sempa_mlx.run.folder import CONFIG_COPY, check_run
 
-        folder = Path(request.flags.get("--adapter-path", ("", OutputConfig().path))[1])
+        folder = _named_folder(request)
         check_run(folder)
         source = folder / CONFIG_COPY
     return resolve_config(source, sets=request.sets, flags=request.flags)
+
+
+def _named_folder(request: TrainRequest) -> Path:
+    """Return the run folder that the command line names, by flag or setting, or the default."""
+    sets = [each.partition("=") for each in request.sets]
+    named = [value.strip() for key, _, value in sets if key.strip() == "output.path"]
+    flag = request.flags.get("--adapter-path", ("", None))[1]
+    return Path(flag or next(iter(named), OutputConfig().path))
 
 
 def train_and_show(

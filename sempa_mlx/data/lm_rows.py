@@ -6,7 +6,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
-from sempa_mlx.data.readers import Faults, read_jsonl, read_lines, text_fault
+from sempa_mlx.data.readers import Faults, parse_json, read_jsonl, read_lines, text_fault
 from sempa_mlx.errors import Problem
 
 
@@ -106,9 +106,12 @@ def _line_rows(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]
 
 def _list_rows(path: Path, faults: Faults) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
-        rows = json.loads("\n".join(line.text for line in read_lines(path)))
+        rows = parse_json("\n".join(line.text for line in read_lines(path)))
     except json.JSONDecodeError as error:
         faults.add(Problem(f"not JSON: {error.msg}", f"{path}:{error.lineno}"))
+        return
+    except (ValueError, RecursionError) as error:
+        faults.add(Problem(f"not usable JSON: {error}", str(path)))
         return
     if not isinstance(rows, list):
         faults.add(Problem("not a JSON list", str(path)))

@@ -28,6 +28,7 @@ NO_DIFFERENCE = "candidates do not differ"
 REPEATED = "exact repeat of an earlier row"
 FAULTY = "faulty row"
 
+LISTED = 10_000  # faults that are told one by one to who asks for all
 _NAMES = {2: ("anchor", "chosen", "rejected"), 3: ("anchor", "chosen", "neutral", "rejected")}
 
 
@@ -60,10 +61,9 @@ class PreferenceData:
 class _Reading:
     """What reading one file has found so far."""
 
-    def __init__(self, path: Path, plan: Plan) -> None:
-        self.path, self.plan = path, plan
+    def __init__(self, path: Path, plan: Plan, faults: Faults) -> None:
+        self.path, self.plan, self.faults = path, plan, faults
         self.records: list[PreferenceRecord] = []
-        self.faults = Faults()
         self._form = ""
         self._rows = 0
         self._seen: set[tuple[object, ...]] = set()
@@ -140,13 +140,13 @@ def _rows(path: Path) -> Iterator[Row | Problem]:
     raise DataError(Problem("the name tells no known file type", str(path), fix=fix))
 
 
-def _read(path: Path, plan: Plan, limit: int | None) -> _Reading:
+def _read(path: Path, plan: Plan, limit: int | None, faults: Faults) -> _Reading:
     if plan.candidates not in _NAMES:
         raise UsageError(Problem(f"{plan.candidates} candidates", fix="ask for 2 or 3"))
     if limit is not None and limit < 1:
         raise UsageError(Problem(f"a limit of {limit} rows", fix="ask for 1 or more"))
     paraphrase_prompt(plan.template, "")  # an unknown template must fail before any row is read
-    reading = _Reading(path, plan)
+    reading = _Reading(path, plan, faults)
     for item in _rows(path):
         reading.take(item)
         if len(reading.records) == limit:
@@ -178,7 +178,7 @@ def read_preferences(
         DataError: with every fault of the rows read, or no row is left; nothing is returned then.
         UsageError: unknown template, or a limit or candidate count that makes no sense.
     """
-    reading = _read(path, Plan(template, system, candidates), limit)
+    reading = _read(path, Plan(template, system, candidates), limit, Faults())
     if not (skip_faulty and reading.records):
         reading.faults.raise_if_any()
     return PreferenceData(tuple(reading.records), reading.report())
@@ -189,8 +189,10 @@ def check_preferences(
 ) -> tuple[PreferenceReport, tuple[Problem, ...]]:
     """Read a whole file and return the report on it and its faults, without raising for those.
 
+    A file with more than `LISTED` faults has the others counted in a last one.
+
     Raises:
         DataError: the file itself cannot be read.
     """
-    reading = _read(path, Plan("P1", None, candidates), None)
+    reading = _read(path, Plan("P1", None, candidates), None, Faults(LISTED))
     return reading.report(), reading.faults.problems()

@@ -44,10 +44,8 @@ class Faults:
     A file read in the wrong format has a fault in each row; nobody reads more than a screenful.
     """
 
-    shown = 100
-
-    def __init__(self) -> None:
-        self.count = 0
+    def __init__(self, shown: int = 100) -> None:
+        self.shown, self.count = shown, 0
         self._first: list[Problem] = []
 
     def add(self, *problems: Problem) -> None:
@@ -166,6 +164,16 @@ def read_text(path: Path, *, state: str) -> str:
     return text
 
 
+def parse_json(text: str) -> object:
+    """Return the value of a JSON text in which no object has a key twice.
+
+    Raises:
+        json.JSONDecodeError: it is not JSON.
+        ValueError, RecursionError: a key stands twice; a number or the nesting is too long.
+    """
+    return json.loads(text, object_pairs_hook=_unique)
+
+
 def _unique(pairs: list[tuple[str, object]]) -> dict[str, object]:
     fields = dict(pairs)
     if len(fields) < len(pairs):
@@ -179,7 +187,7 @@ def _parse_object(path: Path, line: Line) -> Row | Problem:
     place, evidence = f"{path}:{line.number}", line.text[:60]
     fix = "write one JSON object on each line"
     try:
-        value = json.loads(line.text, object_pairs_hook=_unique)
+        value = parse_json(line.text)
     except json.JSONDecodeError as error:
         return Problem(f"not JSON: {error.msg} at column {error.colno}", place, evidence, fix)
     except (ValueError, RecursionError) as error:
@@ -223,6 +231,7 @@ class _CsvFeed:
 
 def _csv_rows(path: Path) -> Iterator[tuple[int, list[str]] | Problem]:
     feed = _CsvFeed(path)
+    csv.field_size_limit(MAX_LINE)  # Python's own bound is far below what a line may hold
     rows = csv.reader(iter(feed), strict=True)
     while True:
         feed.start = 0

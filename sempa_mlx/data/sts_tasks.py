@@ -22,13 +22,13 @@ def sts_tasks(
         UsageError: unknown tasks; tasks or a protocol are named that cannot be read from there.
         DataError: there is no such thing, or it has faults; all of them are told.
     """
-    path = Path(data).expanduser()
+    path, names = Path(data).expanduser(), tuple(dict.fromkeys(names or ()))
     if data != "hub" and not path.exists():
         fix = "give a file of pairs, a folder of STS sets, or `hub`"
         raise DataError(Problem("no such file or folder", data, fix=fix))
     if data == "hub" and names and not set(names) <= set(TASKS):
         return _with_hub_tasks(names, protocol)
-    of_hub = next(filter(is_of_hub, names or ()), None)
+    of_hub = next(filter(is_of_hub, names), None)
     if of_hub:
         raise UsageError(Problem(f"{of_hub} is read from the Hub", data, fix="use --data hub"))
     if data == "hub" or path.is_dir():

@@ -52,10 +52,11 @@ def frontier_points(
 def on_frontier(points: Sequence[FrontierPoint]) -> list[bool]:
     """Tell which points no other beats: none is better in Spearman or KL and as good in the other.
 
-    A point without a Spearman is never on it.
+    A point without a Spearman or KL is never on it.
     """
     return [
-        not math.isnan(point.spearman) and not any(_beats(other, point) for other in points)
+        not math.isnan(point.spearman + point.drift.kl.value)
+        and not any(_beats(other, point) for other in points)
         for point in points
     ]
 

@@ -128,7 +128,8 @@ def _texts(sentences: str | Iterable[str] | Iterable[Mapping[str, Any]]) -> list
         if isinstance(item, Mapping):
             if "text" not in item:
                 raise UsageError(f"only text can be embedded, not {', '.join(item)}")
-            texts += item["text"]
+            text = item["text"]
+            texts += [text] if isinstance(text, str) else text
         else:
             texts.append(str(item))
     return texts

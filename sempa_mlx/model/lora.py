@@ -232,6 +232,26 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return dict(config)
 
 
+def check_adapter(folder: Path) -> dict[str, Any]:
+    """Return the config of an adapter folder whose files can be read.
+
+    Raises:
+        ModelError: as `read_adapter_config`, or the weights are no safetensors file.
+    """
+    config = read_adapter_config(folder)
+    _open_weights(folder)
+    return config
+
+
+def _open_weights(folder: Path) -> Any:  # noqa: ANN401 - a dict of arrays, to mypy one of many types
+    """Open the tensors of an adapter folder; they are read when they are used."""
+    try:
+        return mx.load(str(folder / WEIGHTS_FILE))
+    except (RuntimeError, ValueError) as error:
+        problem = Problem(f"unreadable ({error})", str(folder / WEIGHTS_FILE))
+        raise ModelError(problem) from error
+
+
 def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
     """Put the LoRA or DoRA adapter of `folder` on a freshly loaded base model; return its config.
 
@@ -243,11 +263,7 @@ def load_adapter(loaded: LoadedModel, folder: Path) -> dict[str, Any]:
     """
     _refuse_second_adapter(loaded.model)
     config = read_adapter_config(folder)
-    try:
-        weights: Any = mx.load(str(folder / WEIGHTS_FILE))
-    except (RuntimeError, ValueError) as error:
-        problem = Problem(f"unreadable ({error})", str(folder / WEIGHTS_FILE))
-        raise ModelError(problem) from error
+    weights = _open_weights(folder)
     parameters = config["lora_parameters"]
     linears = choose_linears(loaded.model, config["num_layers"], parameters.get("keys"))
     if problems := misfits(loaded, linears, config, weights):

@@ -202,6 +202,19 @@ def test_a_faulty_field_is_told_with_its_place(tmp_path, name, changes, expected
     assert (":2: " if name != "truthfulqa" else ": item 2: ") in found
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[" * 100_000, "not usable JSON: "),
+        (f"[{'1' * 5000}]", "not usable JSON: "),
+        ('[{"question": "a", "question": "b"}]', "'question' stands twice"),
+    ],
+)
+def test_json_that_no_row_can_be_made_of_is_told(tmp_path, text, expected):
+    (tmp_path / "mc_task.json").write_text(text)
+    assert expected in problems(tmp_path, "truthfulqa")[0]
+
+
 def test_a_missing_field_and_rows_that_are_none_are_told(tmp_path):
     write_jsonl(tmp_path / "gsm8k_test.jsonl", [{"question": "Why?"}, {"answer": "#### 3"}])
     (tmp_path / "mc_task.json").write_text('[3, {"question": "?"}')

@@ -341,10 +341,14 @@ def test_senseless_options_are_usage_errors(jsonl, options):
         read_preferences(jsonl(triplet()), **options)
 
 
-def test_many_faults_are_counted(jsonl):
+def test_many_faults_are_counted(jsonl, monkeypatch):
     path = jsonl(*[{"other": 1}] * 150)
     report, problems = check_preferences(path)
-    assert (len(problems), report.rows) == (101, 150)
+    assert (len(problems), report.rows) == (150, 150)
+    assert len(faults_of(path)) == 101
+    monkeypatch.setattr("sempa_mlx.data.preferences.LISTED", 20)
+    _, problems = check_preferences(path)
+    assert problems[20].what == "130 more faults, not listed"
 
 
 texts = st.text(max_size=8) | st.none() | st.integers(max_value=9)

@@ -138,6 +138,13 @@ def test_csv_rows_carry_the_line_they_start_on(tmp_path):
     ]
 
 
+def test_a_field_of_a_csv_may_be_as_long_as_a_line(tmp_path):
+    long = "x, " * 100_000
+    assert list(read_csv(write(tmp_path, "a.csv", f'a,b\n1,"{long}"\n'))) == [
+        (2, {"a": "1", "b": long})
+    ]
+
+
 def test_csv_faults_are_told_row_by_row(tmp_path):
     text = b'a,b\n1,2\n1,2,3\n1\n"x"y,2\nb\xffd,2\n7,8\n"open,9\n'
     path = write(tmp_path, "a.csv", text)

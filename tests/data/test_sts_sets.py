@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from sempa_mlx.data.records import StsPair, StsSubset
 from sempa_mlx.data.sts_sets import TASKS, load_dev_pairs, load_sts_tasks
+from sempa_mlx.data.sts_tasks import sts_tasks
 from sempa_mlx.errors import DataError, UsageError
 
 PAIRS = {
@@ -46,6 +47,11 @@ def tsv_root(tmp_path):
 
 def first_sentences(task):
     return [pair.sentence1 for pair in task.pairs]
+
+
+def test_a_task_that_is_named_twice_is_read_once(tsv_root):
+    found = sts_tasks(str(tsv_root), ["STSB", "SICKR", "STSB"], None)
+    assert [task.name for task in found] == ["STSB", "SICKR"]
 
 
 def test_tab_separated_folders_under_senteval(tsv_root):

@@ -30,6 +30,8 @@ def test_batches_of_a_loader_are_joined(encoder):
     loader = iter([{"text": TEXTS[:2]}, {"text": TEXTS[2:]}])
     found = SentenceModel(encoder).encode(loader, task_metadata=None, hf_split="test")
     assert np.array_equal(found, encoder.encode(TEXTS))
+    one_by_one = SentenceModel(encoder).encode([{"text": text} for text in TEXTS])
+    assert np.array_equal(one_by_one, found)
 
 
 def test_cut_vectors_keep_unit_length_only_if_it_is_asked_for(encoder):
