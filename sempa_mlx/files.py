@@ -4,6 +4,7 @@ What is being written has a name of its own beside its place, with the number of
 writes it. After a kill the next writer in that folder removes what has no living owner.
 """
 
+import json
 import os
 import re
 import shutil
@@ -13,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from sempa_mlx.disk import writing
-from sempa_mlx.errors import UsageError
+from sempa_mlx.errors import Problem, UsageError
 
 _TEMPORARY = re.compile(r"\.sempa-tmp-([0-9]+)-.+")
 
@@ -38,8 +39,11 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def replacing_together(*paths: Path) -> Iterator[list[Path]]:
+def replacing_together(*paths: Path, is_last_seal: bool = False) -> Iterator[list[Path]]:
     """Yield a temporary path beside each of several; all are moved there, or none.
+
+    A kill between two moves leaves new files beside old ones. Where the last one is a seal, without
+    which nobody reads the others, it is gone while they are moved, so that this shows.
 
     Raises:
         ResourceError: the disk is full or a folder cannot be written to; all paths are as before.
@@ -54,7 +58,7 @@ def replacing_together(*paths: Path) -> Iterator[list[Path]]:
             yield temporaries
             for temporary in temporaries:
                 _flush(temporary)
-            _put_in_place(list(zip(temporaries, paths, strict=True)))
+            _put_in_place(list(zip(temporaries, paths, strict=True)), is_last_seal=is_last_seal)
     finally:
         for temporary in temporaries:
             with suppress(OSError):  # a folder that cannot be written to cannot be cleaned either
@@ -65,6 +69,16 @@ def write_text(path: Path, text: str) -> None:
     """Write a text file whole or not at all."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def json_text(document: object) -> str:
+    """Return JSON over several lines; names of files that are no UTF-8 are escaped."""
+    text = json.dumps(document, indent=2, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(document, indent=2)
+    return f"{text}\n"
 
 
 def write_folder_files(folder: Path, writers: Mapping[str, Callable[[Path], object]]) -> None:
@@ -165,6 +179,10 @@ def refuse_filled(folder: Path) -> None:
     Raises:
         UsageError: the path is a file, or a folder that is not empty.
     """
+    if folder.is_symlink() or folder.resolve() == Path.cwd():
+        what = "is a symbolic link" if folder.is_symlink() else "is the folder you are in"
+        problem = Problem(what, str(folder), fix="name a new folder")
+        raise UsageError(problem, state="nothing was written")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UsageError(f"{folder} exists; choose a new folder", state="nothing was written")
 
@@ -180,10 +198,14 @@ def _flush(path: Path) -> None:
             os.fsync(written.fileno())
 
 
-def _put_in_place(moves: Sequence[tuple[Path, Path]]) -> None:
+def _put_in_place(moves: Sequence[tuple[Path, Path]], *, is_last_seal: bool = False) -> None:
     """Rename files one by one; if one cannot be, those before it get their old content back."""
     olds: list[tuple[Path, Path]] = []
     try:
+        if is_last_seal:
+            temporary, seal = moves[-1]
+            olds.append((_second_name(seal, temporary), seal))
+            seal.unlink(missing_ok=True)
         for temporary, path in moves:
             if temporary is not moves[-1][0]:
                 olds.append((_second_name(path, temporary), path))
@@ -191,7 +213,7 @@ def _put_in_place(moves: Sequence[tuple[Path, Path]]) -> None:
     except OSError:
         for old, path in olds:
             with suppress(OSError):
-                old.replace(path) if old.exists() else path.unlink()
+                old.replace(path) if old.exists() else path.unlink(missing_ok=True)
         raise
     finally:
         for old, _ in olds:

@@ -1,7 +1,9 @@
 """`embed --sparse` and `search`, from the command line to the files and back."""
 
 import json
+import os
 import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 
 from sempa_mlx.encoder.coder_file import CODER_FILE, write_coder
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.encoder.fitting import default_folder
+from sempa_mlx.encoder.fitting import default_folder, fit_after
 from sempa_mlx.encoder.sparse import code_cosines
 from sempa_mlx.encoder.sparse_embed import Coding
 from sempa_mlx.encoder.sparse_store import SparseStore, read_store, write_store
@@ -465,3 +467,73 @@ def test_precision_and_rescore_have_their_places(space, here):
     assert "goes with --precision" in refused(2, "search", "a.npy", "cat", "--rescore", 4).err
     shutil.copy(space / "notes.txt", here)
     refused(2, "embed", "notes.txt", "--precision", "int8", "--format", "jsonl")
+
+
+def test_an_update_or_codes_write_over_no_file_of_others(space, here):
+    (here / "notes.txt").write_text("A cat\nTwo dogs\n")
+    line = ["embed", "notes.txt", "--model", space / "base"]
+    for name in ("notes.txt.json", "notes.txt.ids.npy", "notes.txt.int8.npy"):
+        (here / name).write_text("mine")
+        refused(2, *line, "--precision", "int8")
+        assert f"{name} exists" in refused(2, *line, "--precision", "int8", "--update").err
+        assert (here / name).read_text() == "mine"
+        (here / name).unlink()
+    done(*line, "--precision", "int8", "--update")
+    done(*line, "--precision", "int8", "--update")
+
+
+def test_force_beside_update_embeds_all_anew(space, here, monkeypatch):
+    (here / "notes.txt").write_text("A cat\nTwo dogs\n")
+    done("embed", "notes.txt", "--model", space / "base")
+    embedded = note_embedded(monkeypatch)
+    line = ["embed", "notes.txt", "--model", space / "base", "--method", "mean"]
+    done(*line, "--update", "--force")
+    assert embedded == ["A cat", "Two dogs"]
+
+
+def test_codes_of_a_map_are_not_taken_for_those_of_none(space, here):
+    (here / "notes.txt").write_text("".join(f"{text}\n" for text in SENTENCES))
+    line = ["embed", "notes.txt", "--model", space / "base"]
+    done(*line, "--post", "abtt", "--post-fit", "notes.txt", "--precision", "binary")
+    done(*line, "--force")
+    error = refused(3, "search", "notes.txt.npy", "cat", "--precision", "binary").err
+    assert "codes of other vectors" in error
+
+
+def test_a_store_without_its_usual_ending_has_no_hint_to_search_it(space, here):
+    (here / "notes.txt").write_text("A cat\n")
+    line = ["embed", "notes.txt", "--model", space / "base", "--format", "npz"]
+    assert "search in it" not in done(*line, "-o", "v.bin").err
+    assert "search in it" in done(*line, "-o", "v.npz").err
+
+
+def test_a_pipe_by_its_name_is_read_once(space, here):
+    taken, given = os.pipe()
+    os.write(given, b"A cat\nTwo dogs\n")
+    os.close(given)
+    try:
+        done("embed", f"/dev/fd/{taken}", "-o", "a.npy", "--model", space / "base")
+    finally:
+        os.close(taken)
+    assert np.load("a.npy").shape == (2, 32)
+    assert json.loads((here / "a.json").read_text())["source"] is None
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="names of files are UTF-8 there")
+def test_a_name_that_is_no_utf8_is_written_down(space, here):
+    name = os.fsdecode(b"caf\xe9.txt")
+    (here / name).write_text("A cat\n")
+    done("embed", name, "-o", "a.npy", "--model", space / "base")
+    assert json.loads((here / "a.json").read_text())["source"] == str(here / name)
+    assert "A cat" in done("search", "a.npy", "A cat").out
+
+
+def test_a_map_that_is_asked_for_takes_the_place_of_the_runs(space, here):
+    shutil.copytree(space / "run", here / "run")
+    encoder = Encoder.load(here / "run")
+    post, _ = fit_after(encoder, SENTENCES, "standardize", 0, folder=here / "maps")
+    Encoder(encoder.loaded, replace(encoder.settings, post=post)).save_settings(here / "run")
+    line = ["embed", space / "notes.txt", "-o", "a.npy", "--adapter-path", "run"]
+    line += ["--adapter-scale", "0.5"]
+    assert "belongs to other vectors" in refused(2, *line).err
+    done(*line, "--post", "abtt:1", "--post-fit", space / "notes.txt")

@@ -9,6 +9,7 @@ from sempa_mlx import cli_sparse
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.encoder.coder_file import read_coder, read_examples
 from sempa_mlx.encoder.encoder import Encoder
+from tests.adapters import edit_json
 from tests.command import done, refused, training, write_inputs
 
 SIZES = ("--hidden", 40, "--k", 4, "--epochs", 2)
@@ -156,3 +157,12 @@ def test_the_commands_defaults_are_the_settings():
         if name in options:
             assert options[name].default == value, name
     assert {"k", "epochs", "batch_size", "learning_rate", "preference"} <= options.keys()
+
+
+def test_a_run_named_as_the_model_embeds_as_it_says(folder, here):
+    done(*training(folder), "--adapter-path", "run")
+    edit_json(here / "run" / "encoder.json", adapter_scale=0.5)
+    fit_line = ("sparse", "fit", "--data", folder / "pairs.jsonl", "--out", "c.safetensors", *SIZES)
+    done(*fit_line, "--model", "run")
+    (here / "notes.txt").write_text("A cat\n")
+    done("embed", "notes.txt", "-o", "a.npz", "--model", "run", "--sparse", "c.safetensors")

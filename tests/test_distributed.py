@@ -1,5 +1,6 @@
 """Two local processes under mlx.launch do what one does."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -71,3 +72,24 @@ def test_embedding_gives_the_vectors_of_one_process(inputs, tmp_path):
     one, two = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")
     np.testing.assert_allclose(two, one, atol=1e-6)
     assert (tmp_path / "two.json").is_file()
+
+
+def test_an_update_keeps_the_same_lines_in_all_processes(inputs, tmp_path):
+    lines = [f"A man reads {number} books.\n" for number in range(40)]
+    texts = tmp_path / "texts.txt"
+    command = ["embed", texts, "--model", inputs / "base", "--batch-tokens", 128]
+    texts.write_text("".join(lines[::2]))
+    done(*command, "-o", tmp_path / "two.npy")
+    texts.write_text("".join(lines))
+    done(*command, "-o", tmp_path / "one.npy")
+    launched(*command, "-o", tmp_path / "two.npy", "--update")
+    one, two = np.load(tmp_path / "one.npy"), np.load(tmp_path / "two.npy")
+    np.testing.assert_allclose(two, one, atol=1e-6)
+
+
+def test_one_process_writes_to_stdout(inputs, tmp_path):
+    texts = tmp_path / "texts.txt"
+    texts.write_text("A cat\nTwo dogs\nA bird\n")
+    found = launched("embed", texts, "--model", inputs / "base", "-o", "-")
+    rows = [json.loads(line) for line in found.stdout.splitlines() if line.startswith("{")]
+    assert [row["text"] for row in rows] == ["A cat", "Two dogs", "A bird"]

@@ -417,3 +417,27 @@ def test_options_of_other_forms_are_refused_together(space, here):
         *("--coder", "--adapter-scale", "--q-bits", "--private")
     ]
     assert files_below(here) == {}
+
+
+def test_an_adapter_for_mlx_takes_map_and_coder_along(space, here):
+    shutil.copytree(space / "run", "run")
+    encoder = Encoder.load("run")
+    fit = fit_post(encoder.raw().encode(SENTENCES), "abtt", 1, encoder.vectors_key)
+    mapped = Encoder(encoder.loaded, replace(encoder.settings, post=fit))
+    mapped.save_settings(here / "run")
+    write_coder(here / "run" / CODER_FILE, drawn_coder(encoder.vectors_key))
+    done(*export("mlx", "run"))
+    assert {"post.safetensors", CODER_FILE} < {path.name for path in Path("out").iterdir()}
+    np.testing.assert_array_equal(Encoder.load("out").encode(SENTENCES), mapped.encode(SENTENCES))
+    modes = {Path("out", name).stat().st_mode for name in ("post.safetensors", "encoder.json")}
+    assert len(modes) == 1, "who may read one may read the other"
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_link_or_the_folder_one_is_in_is_no_new_folder(space, here, form):
+    Path("real").mkdir()
+    Path("link").symlink_to("real")
+    Path("dangling").symlink_to("nowhere")
+    for name, what in (("link", "symbolic link"), ("dangling", "symbolic link"), (".", "you are")):
+        error = refused(2, *export(form, space / "run"), "--out", name).err
+        assert what in error

@@ -205,3 +205,15 @@ def test_the_card_of_a_gguf_base_names_the_folder_it_lies_in():
 def test_private_needs_push(space, here):
     run = ("--adapter-path", space / "run", "--out", "out", "--private")
     assert "--private goes with --push" in refused(2, "export", "--to", "mlx", *run).errors[0]
+
+
+def test_a_base_that_was_taken_along_is_pushed_under_its_public_name(space, here, hub):
+    done("export", "--to", "encoder", "--adapter-path", space / "run", "--out", "whole")
+    config = Path("whole/adapter_config.json")
+    about = json.loads(config.read_text())
+    about["sempa"]["base_name"] = "owner/model"
+    config.write_text(json.dumps(about))
+    run = ("--adapter-path", "whole", "--out", "out")
+    done("export", "--to", "mlx", *run, "--push", "owner/name")
+    assert json.loads(Path("out/adapter_config.json").read_text())["model"] == "owner/model"
+    assert json.loads(Path("out/encoder.json").read_text())["model"]["name"] == "owner/model"

@@ -1,5 +1,6 @@
 """The encoder that a command works with: what it names, else a run here, else the packaged."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -11,6 +12,7 @@ from sempa_mlx.errors import Problem, UsageError
 if TYPE_CHECKING:
     from sempa_mlx.commands.embed import EmbedRequest
     from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.model.recorded import RecordedBase
 
 Value = TypeVar("Value", bool, float)
 DEFAULT_MODEL = "smollm2-135m"
@@ -44,6 +46,7 @@ def load_encoder(console: Console, request: "EmbedRequest") -> "Encoder":
     from sempa_mlx.model.lora import read_adapter_config
     from sempa_mlx.model.released import shown
 
+    request = with_run_as_run(request)
     run = run_folder(request)
     if run is not None:
         read_adapter_config(run)  # a folder without an adapter would pass for a model
@@ -56,6 +59,8 @@ def load_encoder(console: Console, request: "EmbedRequest") -> "Encoder":
         ),
         adapter_scale=_first(request.adapter_scale, settings.adapter_scale),
     )
+    if request.options.post is not None:  # in the place of the run's own, which may not fit
+        settings = replace(settings, post=None)
     with console.working("loading the model"):
         if request.model is None and run is not None:
             encoder = Encoder.load(run, settings=settings)
@@ -85,6 +90,21 @@ def run_folder(request: "EmbedRequest") -> Path | None:
     from sempa_mlx.model.load import released_for
 
     return released_for(DEFAULT_MODEL)
+
+
+def chosen_base(model: str | None, adapters: Sequence[Path]) -> "RecordedBase":
+    """Return the base that is named, else the first adapter's, else the default one.
+
+    Raises:
+        ModelError: one of the adapters' folders cannot be read, or names no base.
+    """
+    from sempa_mlx.model.lora import check_adapter
+    from sempa_mlx.model.recorded import RecordedBase, recorded_base
+
+    recorded = [recorded_base(folder, check_adapter(folder)) for folder in adapters]
+    if model is None and recorded:
+        return recorded[0]
+    return RecordedBase(model or DEFAULT_MODEL, None)
 
 
 def _first(wanted: Value | None, stored: Value) -> Value:

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,6 +24,8 @@ from sempa_mlx.errors import DataError, Problem, UsageError
 from sempa_mlx.files import refuse_existing
 
 if TYPE_CHECKING:
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.encoder.sparse_embed import Coding
     from sempa_mlx.encoder.store import Embedded
 
 STREAM = "-"
@@ -62,6 +64,7 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
         source = text_source(request.file, Path(spool))
         count = _count_texts(source)
         out, file_format = _target(request, force=force)
+        request = replace(request, update=request.update and not force)
         texts = (line.text for line in read_lines(source))
         if out is None:
             _to_stdout(console, request, texts, count, batch_tokens)
@@ -92,15 +95,28 @@ def _check(request: EmbedRequest) -> None:
 
 
 def text_source(file: str, spool: Path) -> Path:
-    """Return the file to read; stdin is put on disk first, as it is read twice."""
-    if file != STREAM:
-        return Path(file)
-    if sys.stdin.isatty():
+    """Return the file to read; stdin, or a pipe by its name, is put on disk first.
+
+    It is read twice.
+    """
+    if file == STREAM and sys.stdin.isatty():
         raise UsageError(Problem("`-` reads stdin, which is a terminal", fix="pipe a file into it"))
+    if file != STREAM and not is_pipe(file):
+        return Path(file)
     copy = spool / "stdin"
     with writing(copy), copy.open("wb") as target:
-        shutil.copyfileobj(sys.stdin.buffer, target)
+        if file == STREAM:
+            shutil.copyfileobj(sys.stdin.buffer, target)
+        else:
+            with Path(file).open("rb") as pipe:
+                shutil.copyfileobj(pipe, target)
     return copy
+
+
+def is_pipe(file: str) -> bool:
+    """Tell whether a name stands for something that can be read only once."""
+    path = Path(file)
+    return path.exists() and not (path.is_file() or path.is_dir())
 
 
 def _count_texts(source: Path) -> int:
@@ -112,6 +128,8 @@ def _count_texts(source: Path) -> int:
 
 
 def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
+    from sempa_mlx.encoder.line_ids import ids_path
+    from sempa_mlx.encoder.quantised_store import codes_path
     from sempa_mlx.encoder.sparse_embed import CODE_FORMATS
     from sempa_mlx.encoder.vector_form import FORMATS, format_of, sidecar_path
 
@@ -123,11 +141,16 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
     usual = "npz" if is_sparse else "npy"
     out = Path(request.out or f"{request.file}.{request.file_format or usual}")
     file_format = format_of(out, request.file_format, CODE_FORMATS if is_sparse else FORMATS)
-    is_bare = is_sparse and file_format == "jsonl"
-    for path in [out] if is_bare else [out, sidecar_path(out)]:
+    beside = [] if is_sparse and file_format == "jsonl" else [sidecar_path(out)]
+    if file_format == "npy":
+        beside.append(ids_path(out))
+    if request.precision:
+        beside.append(codes_path(out, request.precision))
+    is_forced = force or (request.update and out.exists())
+    for path in (out, *beside):
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
-        refuse_existing(path, force=force or request.update)
+        refuse_existing(path, force=is_forced)
     return out, file_format
 
 
@@ -135,10 +158,13 @@ def _to_stdout(
     console: Console, request: EmbedRequest, texts: Iterator[str], count: int, batch_tokens: int
 ) -> None:
     from sempa_mlx.encoder.sparse_embed import code_to_stream
-    from sempa_mlx.encoder.store import embed_to_stream
+    from sempa_mlx.encoder.store import embed_for_others, embed_to_stream
+    from sempa_mlx.world import World
 
-    encoder = load_encoder(console, request)
-    coding = open_coding(console, request.sparse, encoder, run_folder(request))
+    encoder, coding = _opened(console, request)
+    if World.join().rank:  # the first of the processes that share the texts prints them
+        embed_for_others(encoder, texts, batch_tokens=batch_tokens)
+        return
     with console.progress("embedding", count, "texts") as advance:
         if coding is None:
             num_cut = embed_to_stream(
@@ -154,6 +180,22 @@ def _to_stdout(
     warn_cut(console, num_cut, encoder.settings.max_tokens)
 
 
+def _opened(console: Console, request: EmbedRequest) -> "tuple[Encoder, Coding | None]":
+    """Load the encoder, and the coder if one is asked for; the texts are shared by all processes.
+
+    Those that `mlx.launch` started beside the first print nothing from now on.
+    """
+    from sempa_mlx.encoder.encoder import Encoder
+    from sempa_mlx.world import World
+
+    world = World.join()
+    if world.rank:
+        console.mute()
+    loaded = load_encoder(console, request)
+    encoder = Encoder(loaded.loaded, loaded.settings, world=world)
+    return encoder, open_coding(console, request.sparse, encoder, run_folder(request))
+
+
 def _to_file(  # noqa: PLR0913 - one call site, one value each
     console: Console,
     request: EmbedRequest,
@@ -164,20 +206,17 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
     batch_tokens: int,
 ) -> None:
     from sempa_mlx.encoder.dense_search import known_lines
-    from sempa_mlx.encoder.encoder import Encoder
     from sempa_mlx.encoder.sparse_embed import code_to_file
     from sempa_mlx.encoder.store import embed_for_others, embed_to_file
     from sempa_mlx.world import World
 
-    world = World.join()
-    if world.rank:
-        console.mute()
-    loaded = load_encoder(console, request)
-    encoder = Encoder(loaded.loaded, loaded.settings, world=world)
+    encoder, coding = _opened(console, request)
     run = run_folder(request)
-    coding = open_coding(console, request.sparse, encoder, run)
-    if world.rank:
-        embed_for_others(encoder, texts, batch_tokens=batch_tokens)
+    # Each process has to know what is known, as they share what is not.
+    keeps = request.update and out.exists()
+    known = known_lines(encoder, out, run, file_format) if keeps else None
+    if World.join().rank:
+        embed_for_others(encoder, texts, known=known, batch_tokens=batch_tokens)
         return
     if coding is not None:
         names = token_names(coding) if file_format == "jsonl" else None
@@ -192,14 +231,12 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         warn_cut(console, coded.num_truncated, encoder.settings.max_tokens)
         show_codes(console, coding, coded)
         return
-    keeps = request.update and out.exists()
-    known = known_lines(encoder, out, run, file_format) if keeps else None
     with console.progress("embedding", count, "texts") as advance:
         written = embed_to_file(
             *(encoder, texts, out),
             file_format=file_format,
             adapter_path=run,
-            source=None if request.file == STREAM else Path(request.file),
+            source=None if request.file == STREAM or is_pipe(request.file) else Path(request.file),
             known=known,
             batch_tokens=batch_tokens,
             on_progress=advance,

@@ -101,5 +101,8 @@ def show_codes(console: Console, coding: "Coding", coded: "Coded") -> None:
 
 
 def say_search(console: Console, store: Path) -> None:
-    """Say what to do with a store that has just been written."""
-    console.say(f'search in it:  sempa-mlx search {shlex.quote(str(store))} "some words"')
+    """Say what to do with a store that has just been written, if its name says what it is."""
+    from sempa_mlx.commands.search import ENDINGS
+
+    if store.suffix in ENDINGS:
+        console.say(f'search in it:  sempa-mlx search {shlex.quote(str(store))} "some words"')

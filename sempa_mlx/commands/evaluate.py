@@ -1,6 +1,5 @@
 """`sempa-mlx eval`: the systems that are compared, and what is written of them."""
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -8,11 +7,11 @@ from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.chosen_encoder import DEFAULT_MODEL
+from sempa_mlx.commands.chosen_encoder import chosen_base
 from sempa_mlx.commands.vectors import VectorOptions, parameters_of, reads_final_states
 from sempa_mlx.console import Console
 from sempa_mlx.errors import UsageError
-from sempa_mlx.files import write_text
+from sempa_mlx.files import json_text, write_text
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
@@ -34,7 +33,6 @@ class Systems:
         from sempa_mlx.encoder.encoder import Encoder
         from sempa_mlx.encoder.methods import find_method
         from sempa_mlx.encoder.settings import EncoderSettings
-        from sempa_mlx.model.lora import check_adapter
         from sempa_mlx.model.released import shown
 
         self.options.check()
@@ -42,17 +40,16 @@ class Systems:
             find_method(method)
         if not (self.methods or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")
-        recorded = [str(check_adapter(folder)["model"]) for folder in self.adapters]
-        base = self.model or (recorded[0] if recorded else DEFAULT_MODEL)
+        base, revision = chosen_base(self.model, self.adapters)
         if self.methods:
             with console.working(f"loading {base}"):
-                loaded = Encoder.load(base).loaded
+                loaded = Encoder.load(base, revision=revision).loaded
             for method in self.methods:
                 yield self._made(console, "base", Encoder(loaded, EncoderSettings(method=method)))
             del loaded
         for folder in self.adapters:
             with console.working(f"loading {shown(folder)}"):
-                encoder = Encoder.load(base, adapter_path=folder)
+                encoder = Encoder.load(base, adapter_path=folder, revision=revision)
             methods = self.adapter_methods or (encoder.settings.method,)
             for scale, method in product(self.scales, methods):
                 settings = replace(encoder.settings.with_method(method), adapter_scale=scale)
@@ -81,6 +78,6 @@ def finish(console: Console, document: dict[str, Any], out: Path | None) -> None
 
     document |= {"machine": asdict(machine()), "versions": package_versions()}
     if out is not None:
-        write_text(out, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        write_text(out, json_text(document))
         console.say(f"results: {out}")
     console.document(document)

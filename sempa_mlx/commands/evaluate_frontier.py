@@ -41,15 +41,19 @@ def run_eval_frontier(
     from sempa_mlx.evaluation.frontier_svg import frontier_svg
     from sempa_mlx.evaluation.generation import text_drift
     from sempa_mlx.evaluation.sts import distinct_sentences
-    from sempa_mlx.model.lora import read_adapter_config
+    from sempa_mlx.model.lora import check_adapter
     from sempa_mlx.model.released import shown
 
     source = dev_source(request.data)
     task = StsTask(source.label, "dev", load_dev_pairs(source.path, request.pairs))
     content = read_text(request.text, state="nothing was measured")
-    base = request.model or str(read_adapter_config(request.adapter)["model"])
+    check_adapter(request.adapter)
     with console.working(f"loading {shown(request.adapter)}"):
-        encoder = Encoder.load(base, adapter_path=request.adapter)
+        encoder = (
+            Encoder.load(request.model, adapter_path=request.adapter)
+            if request.model
+            else Encoder.load(request.adapter)
+        )
     if encoder.settings.post is not None:
         # A map is fitted to the vectors of one scale, and this looks at several.
         console.say(f"without the fitted {encoder.settings.post.kind} of {request.adapter}")

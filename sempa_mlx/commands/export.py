@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -109,7 +109,7 @@ def run_export(console: Console, request: ExportRequest) -> None:
     if faults := request.faults():
         raise UsageError(faults, state=NOTHING)
     if request.push is not None:
-        check_push(request)
+        request = replace(request, base=check_push(request))
     source = request.coder or request.adapter_path
     with console.working(f"exporting {source}"):
         exported = _FORMS[request.to](request)

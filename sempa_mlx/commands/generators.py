@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sempa_mlx.commands.chosen_encoder import DEFAULT_MODEL
+from sempa_mlx.commands.chosen_encoder import chosen_base
 from sempa_mlx.console import Console
 from sempa_mlx.errors import UsageError
 
@@ -40,21 +40,20 @@ class Generators:
             ModelError: base or adapter cannot be loaded, or do not belong together.
         """
         from sempa_mlx.model.load import load_model
-        from sempa_mlx.model.lora import check_adapter, load_adapter
+        from sempa_mlx.model.lora import load_adapter
         from sempa_mlx.model.released import shown
 
         if not (self.with_base or self.adapters):
             raise UsageError("nothing to measure: --no-base needs an --adapter-path")
-        recorded = [str(check_adapter(folder)["model"]) for folder in self.adapters]
-        base = self.model or (recorded[0] if recorded else DEFAULT_MODEL)
+        base, revision = chosen_base(self.model, self.adapters)
         systems = [("base", 0.0)] if self.with_base else []
         if not self.adapters:
             with console.working(f"loading {base}"):
-                loaded = load_model(base)
+                loaded = load_model(base, revision=revision)
             yield LoadedSystems(loaded, tuple(systems))
         for folder in self.adapters:
             with console.working(f"loading {shown(folder)}"):
-                loaded = load_model(base)
+                loaded = load_model(base, revision=revision)
                 load_adapter(loaded, folder)
             systems += [(_name(folder, scale), scale) for scale in self.scales]
             yield LoadedSystems(loaded, tuple(systems))

@@ -10,31 +10,34 @@ from sempa_mlx.errors import Problem, UsageError
 CARD_FILE = "README.md"
 
 
-def check_push(request: ExportRequest) -> None:
-    """Refuse what could not be pushed, before the export is made.
+def check_push(request: ExportRequest) -> str | None:
+    """Return what the export has to call its base; refuse what could not be pushed.
 
     Raises:
         UsageError: the repository has no possible name; or the export would name a folder of this
             machine as its base.
         ModelError: the adapter or its base cannot be found.
     """
-    from sempa_mlx.export.adapted import BASE_NAME, base_of, public_name
+    from sempa_mlx.export.adapted import BASE_NAME, public_name
     from sempa_mlx.export.hub import check_repo
     from sempa_mlx.model.load import locate
     from sempa_mlx.model.lora import read_adapter_config
+    from sempa_mlx.model.recorded import recorded_base
 
     check_repo(request.push or "")
     if request.base is not None or request.to not in ("mlx", "peft"):
-        return
+        return request.base
     folder = request.adapter_path
     config = read_adapter_config(folder)
-    about = config.get("sempa") or {}
-    location = locate(request.model or base_of(folder, config), about.get("base_revision"))
+    noted: str | None = (config.get("sempa") or {}).get(BASE_NAME)
+    location = locate(request.model) if request.model else locate(*recorded_base(folder, config))
     takes_it_along = request.to == "mlx" and location.path.suffix == ".gguf"
-    if public_name(location) is None and not about.get(BASE_NAME) and not takes_it_along:
+    if public_name(location) is None and not noted and not takes_it_along:
         what = "others cannot find the base, which lies on this machine"
         fix = "name it as they can: --base owner/model; or push it along: --to encoder"
         raise UsageError(Problem(what, str(location.path), fix=fix), state=NOTHING)
+    # A base that was copied into the folder has a path of this machine, which is not for others.
+    return None if public_name(location) is not None or takes_it_along else noted
 
 
 def push_export(console: Console, request: ExportRequest, exported: Exported) -> str:

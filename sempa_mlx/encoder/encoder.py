@@ -24,11 +24,11 @@ from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.model.blocks import require_attention
 from sempa_mlx.model.head import hidden_size
 from sempa_mlx.model.hidden_states import Row, StateReader
-from sempa_mlx.model.load import LoadedModel, load_model
-from sempa_mlx.model.lora import CONFIG_FILE, dialled, load_adapter, read_adapter_config
+from sempa_mlx.model.load import LoadedModel
+from sempa_mlx.model.lora import dialled
 from sempa_mlx.model.prompt_shape import prompt_shape
 from sempa_mlx.model.prompts import TokenizedTexts, tokenize_texts
-from sempa_mlx.model.released import find_run
+from sempa_mlx.model.recorded import load_with_adapter
 from sempa_mlx.world import World
 
 
@@ -82,6 +82,7 @@ class Encoder:
         *,
         adapter_path: str | Path | None = None,
         settings: EncoderSettings | None = None,
+        revision: str | None = None,
         dtype: str = "auto",
     ) -> Self:
         """Load a model, or a run folder with its adapter and its base.
@@ -91,20 +92,14 @@ class Encoder:
                 the packaged adapter `smollm2-135m-nli`.
             adapter_path: a run folder, or the packaged one, whose adapter goes on `source`.
             settings: how to embed; by default what the run folder says, else PromptEOL.
+            revision: a Hub commit, branch or tag of `source`; a run folder says its base's itself.
             dtype: the model's precision, or `auto`.
 
         Raises:
             ModelError: model or adapter cannot be loaded, or do not belong together.
         """
-        run = find_run(Path(source))
-        if (run / CONFIG_FILE).is_file():
-            adapter_path, source = run, str(read_adapter_config(run)["model"])
-        loaded = load_model(str(source), dtype=dtype)
-        if adapter_path is not None:
-            run = find_run(Path(adapter_path))
-            load_adapter(loaded, run)
-            settings = settings or read_settings(run)
-        return cls(loaded, settings)
+        loaded, run = load_with_adapter(source, adapter_path, revision=revision, dtype=dtype)
+        return cls(loaded, settings or (None if run is None else read_settings(run)))
 
     def with_scale(self, scale: float) -> "Encoder":
         """Return an encoder of the same model with its adapter at another scale.

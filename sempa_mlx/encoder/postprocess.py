@@ -143,12 +143,12 @@ def write_post(path: Path, fit: PostFit) -> None:
     Raises:
         ResourceError: it cannot be written.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
     about = {"format": FORMAT, "vectors": fit.vectors, **fit.describe()}
     arrays = {"mean": fit.mean, "basis": fit.basis}
-    with replacing(path) as temporary:
-        save_file(arrays, temporary, metadata={"sempa_post": json.dumps(about)})
+    with replacing(path) as temporary:  # `save_file` would let nobody else read it
+        temporary.write_bytes(save(arrays, metadata={"sempa_post": json.dumps(about)}))
 
 
 def read_post(path: Path) -> PostFit:

@@ -8,7 +8,7 @@ from typing import Any
 from sempa_mlx.encoder.methods import METHODS
 from sempa_mlx.encoder.postprocess import PostFit, read_post, write_post
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.files import write_text
+from sempa_mlx.files import json_text, write_text
 
 SETTINGS_FILE = "encoder.json"
 POST_FILE = "post.safetensors"
@@ -71,8 +71,7 @@ def write_settings(folder: Path, described: dict[str, Any], post: PostFit | None
     """Write what `Encoder.describe` returned, and the fitted map beside it if there is one."""
     if post is not None:
         write_post(folder / POST_FILE, post)
-    text = json.dumps(described, indent=2, ensure_ascii=False) + "\n"
-    write_text(folder / SETTINGS_FILE, text)
+    write_text(folder / SETTINGS_FILE, json_text(described))
 
 
 def settings_from(stored: Any, place: str) -> EncoderSettings:  # noqa: ANN401 - what JSON holds

@@ -26,7 +26,7 @@ from sempa_mlx.encoder import npz_file, safetensors_file
 from sempa_mlx.encoder.mapped_array import DAMAGED, plain_errors
 from sempa_mlx.encoder.vector_form import sidecar_path
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import replacing_together
+from sempa_mlx.files import json_text, replacing_together
 
 if TYPE_CHECKING:
     from scipy.sparse import csr_array
@@ -86,7 +86,7 @@ def write_store(path: Path, store: SparseStore, file_format: str) -> Path:
     arrays = _arrays(store)
     count, latents = store.codes.shape
     facts = {"format": FORMAT, "count": count, "latents": latents, "digest": _digest(arrays)}
-    header = json.dumps({**store.about, **facts}, indent=2, ensure_ascii=False) + "\n"
+    header = json_text({**store.about, **facts})
     sidecar = sidecar_path(path)
     with replacing_together(path, sidecar) as (temporary, about):
         if file_format == "npz":

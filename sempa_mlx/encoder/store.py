@@ -5,7 +5,6 @@ output takes its place only when it is whole. Beside it stands a JSON file that 
 """
 
 import hashlib
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,7 +23,7 @@ from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.encoder.safetensors_file import write_safetensors
 from sempa_mlx.encoder.text_files import write_csv, write_jsonl, write_jsonl_file
 from sempa_mlx.encoder.vector_form import Header, Window, sidecar_path
-from sempa_mlx.files import replacing_together
+from sempa_mlx.files import json_text, replacing_together
 
 WRITERS: dict[str, Callable[[Path, Iterable[Window], int, Header], None]] = {
     "npz": write_npz,
@@ -112,8 +111,8 @@ def embed_to_file(  # noqa: PLR0913 - one value each
         return sidecar_text(encoder, facts, adapter_path)
 
     sidecar = sidecar_path(out)
-    beside = (sidecar, ids_path(out)) if file_format == "npy" else (sidecar,)
-    with replacing_together(out, *beside) as (vectors, about, *ids):
+    beside = (ids_path(out), sidecar) if file_format == "npy" else (sidecar,)
+    with replacing_together(out, *beside, is_last_seal=True) as (vectors, *ids, about):
         if ids:
             write_npy(vectors, ids[0], parts, encoder.dim)
         else:
@@ -123,9 +122,15 @@ def embed_to_file(  # noqa: PLR0913 - one value each
     return Embedded(out, sidecar, *found)
 
 
-def embed_for_others(encoder: Encoder, texts: Iterable[str], *, batch_tokens: int = 4096) -> None:
-    """Do this process's share of `embed_to_file`, which another process of its world calls."""
-    for _ in windows(encoder, texts, batch_tokens, None, Tally()):
+def embed_for_others(
+    encoder: Encoder,
+    texts: Iterable[str],
+    *,
+    known: KnownLines | None = None,
+    batch_tokens: int = 4096,
+) -> None:
+    """Do this process's share of `embed_to_file`, which another calls with the same arguments."""
+    for _ in windows(encoder, texts, batch_tokens, None, Tally(), known):
         pass
 
 
@@ -192,7 +197,7 @@ def _counted(parts: Iterable[tuple[list[str], np.ndarray]], tally: Tally) -> Ite
 
 def sidecar_text(encoder: Encoder, facts: dict[str, Any], adapter_path: Path | None = None) -> str:
     """Return the JSON that stands beside a vector file: how many, of what, and what made them."""
-    return json.dumps(facts | origin(encoder, adapter_path), indent=2, ensure_ascii=False) + "\n"
+    return json_text(facts | origin(encoder, adapter_path))
 
 
 def nearest(vectors: np.ndarray, query: np.ndarray, k: int) -> Hits:

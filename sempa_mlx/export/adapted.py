@@ -8,7 +8,8 @@ from sempa_mlx.encoder.settings import EncoderSettings, read_settings
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.head import text_model
 from sempa_mlx.model.load import ALIASES, FOLDER, GGUF_FILE, LoadedModel, Location, load_model
-from sempa_mlx.model.lora import CONFIG_FILE, load_adapter, read_adapter_config
+from sempa_mlx.model.lora import load_adapter, read_adapter_config
+from sempa_mlx.model.recorded import recorded_base
 
 # Types of mlx-lm's models whose weights have the names and shapes that transformers gives them:
 # `tests/test_interop_export.py` compares the logits of every one of them.
@@ -61,23 +62,10 @@ def open_adapted(folder: Path, *, model: str | None = None, dtype: str = "auto")
         ModelError: the adapter or its base cannot be read, or do not belong together.
     """
     config = read_adapter_config(folder)
-    revision = (config.get("sempa") or {}).get("base_revision")
-    name = model or base_of(folder, config)
-    loaded = load_model(name, revision=None if model else revision, dtype=dtype)
+    name, revision = (model, None) if model else recorded_base(folder, config)
+    loaded = load_model(name, revision=revision, dtype=dtype)
     load_adapter(loaded, folder)
     return Adapted(folder, config, loaded, read_settings(folder))
-
-
-def base_of(folder: Path, config: dict[str, Any]) -> str:
-    """Return the base that an adapter's config names.
-
-    Raises:
-        ModelError: it names none.
-    """
-    if not isinstance(config.get("model"), str):
-        place = str(folder / CONFIG_FILE)
-        raise ModelError(Problem("names no base", place, fix="name it: --model"), state=NOTHING)
-    return str(config["model"])
 
 
 def public_name(location: Location) -> str | None:

@@ -8,15 +8,17 @@ from pathlib import Path
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
-from sempa_mlx.encoder.settings import SETTINGS_FILE, read_settings
+from sempa_mlx.encoder.coder_file import CODER_FILE
+from sempa_mlx.encoder.settings import POST_FILE, SETTINGS_FILE, read_settings
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.export.adapted import BASE_NAME, NOTHING, base_of, public_name
+from sempa_mlx.export.adapted import BASE_NAME, NOTHING, public_name
 from sempa_mlx.files import new_folder, refuse_filled, write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
 from sempa_mlx.model.load import locate
 from sempa_mlx.model.lora import CONFIG_FILE, INSIDE, WEIGHTS_FILE, read_adapter_config
+from sempa_mlx.model.recorded import recorded_base
 
 BASE_FOLDER = "base"
 
@@ -58,7 +60,7 @@ def export_mlx(adapter: Path, out: Path, *, base: str | None = None) -> MlxExpor
     _check_weights(adapter / WEIGHTS_FILE)
     read_settings(adapter)
     about = config.get("sempa") or {}
-    location = locate(base_of(adapter, config), about.get("base_revision"))
+    location = locate(*recorded_base(adapter, config))
     model, name = str(location.path), base or location.reference
     is_gguf = location.path.suffix == ".gguf"
     known = base or public_name(location) or about.get(BASE_NAME)
@@ -72,6 +74,9 @@ def export_mlx(adapter: Path, out: Path, *, base: str | None = None) -> MlxExpor
         (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
         shutil.copyfile(adapter / WEIGHTS_FILE, stage / WEIGHTS_FILE)
         _copy_settings(adapter / SETTINGS_FILE, stage / SETTINGS_FILE, name)
+        for beside in (POST_FILE, CODER_FILE):
+            if (adapter / beside).is_file():
+                shutil.copyfile(adapter / beside, stage / beside)
     return MlxExport(out, model, BASE_FOLDER if is_gguf else None, known)
 
 

@@ -155,9 +155,20 @@ def _control_tokens(tokenizer: TokenizerWrapper) -> list[str]:
     return sorted({*tokenizer.all_special_tokens, *(str(t) for t in added if t.special)} - {""})
 
 
+_PRIVATE = (range(0xE000, 0xF900), range(0xF0000, 0xFFFFE), range(0x100000, 0x10FFFE))
+
+
 def _unused_character(text: str) -> str:
-    """Return a character that Unicode leaves to private use and that `text` does not hold."""
-    return next(char for char in map(chr, range(0xE000, 0xF900)) if char not in text)
+    """Return a character that Unicode leaves to private use and that `text` does not hold.
+
+    Raises:
+        ModelError: it holds all 137,468 of them.
+    """
+    held = set(text)
+    found = next((char for area in _PRIVATE for char in map(chr, area) if char not in held), None)
+    if found is None:
+        raise ModelError("a text holds every character of private use, so none can stand for it")
+    return found
 
 
 def _merge_system(messages: tuple[Message, ...]) -> tuple[Message, ...]:

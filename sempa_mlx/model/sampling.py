@@ -7,18 +7,21 @@ import numpy as np
 from mlx_lm.sample_utils import make_sampler
 
 Draw = Callable[[mx.array], mx.array]
+COLDEST = 1e-6  # at this one tokens that are a ten-thousandth of a nat apart are e^-100 apart
 GREEDY: Draw = make_sampler(0.0)  # one for all texts: those of one sampler are drawn in one call
 
 
 def draw_from(seed: int, temperature: float, top_p: float) -> Draw:
     """Return what draws the tokens of one text; the likeliest each time if either number is 0.
 
+    A temperature too low for float32 to divide by counts as 0.
+
     Args:
         seed: >= 0; the same one gives the same draws.
         temperature: >= 0; divides the log-probabilities.
         top_p: 0 to 1; tokens beyond the fewest with this probability together are never drawn.
     """
-    return SeededDraw(seed, temperature, top_p) if temperature > 0 and top_p > 0 else GREEDY
+    return SeededDraw(seed, temperature, top_p) if temperature > COLDEST and top_p > 0 else GREEDY
 
 
 class SeededDraw:

@@ -108,8 +108,14 @@ def _messages(fields: Fields) -> tuple[Message, ...]:
     if not isinstance(value, list) or not value:
         fields.fault("messages", "must be a list of messages, and not be empty")
         return ()
-    found = [_message(fields, index, each) for index, each in enumerate(value)]
-    return tuple(message for message in found if message is not None)
+    found = []
+    for index, each in enumerate(value):
+        message = _message(fields, index, each)
+        if message is not None:
+            found.append(message)
+        elif fields.has_many_faults:
+            break
+    return tuple(found)
 
 
 def _message(fields: Fields, index: int, value: object) -> Message | None:

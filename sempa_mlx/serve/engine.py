@@ -116,7 +116,7 @@ class Engine:
 
     async def _on_thread(self, work: Callable[[], Result]) -> Result | RequestError:
         """Run work on the inference thread; an error of its own becomes a 500."""
-        call = asyncio.get_running_loop().run_in_executor(self._thread, work)
+        call = asyncio.get_running_loop().run_in_executor(self._thread, _ended, work)
         await asyncio.wait([call])
         error = call.exception()
         if error is None:
@@ -182,3 +182,11 @@ class Engine:
             self._running[key].pieces.put_nowait(piece)
             if piece.finish is not None:
                 del self._running[key]
+
+
+def _ended(work: Callable[[], Result]) -> Result:
+    """Do some work; a future cannot hold a StopIteration and would never be done."""
+    try:
+        return work()
+    except StopIteration as error:
+        raise RuntimeError("StopIteration") from error

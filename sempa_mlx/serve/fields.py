@@ -6,6 +6,7 @@ from typing import Any, TypeGuard
 from sempa_mlx.serve.faults import bad_request
 
 SHOWN_CHARACTERS = 40
+MAX_FAULTS = 20  # that are told; a body may hold millions
 
 
 class Fields:
@@ -21,10 +22,18 @@ class Fields:
             raise bad_request("the body must be a JSON object")
         self._left = {name: value for name, value in document.items() if value is not None}
         self._faults: list[tuple[str, str]] = []
+        self._num_faults = 0
 
     def fault(self, name: str, what: str) -> None:
-        """Note a fault of a field."""
-        self._faults.append((name, f"`{name}` {what}"))
+        """Note a fault of a field, unless many are noted."""
+        self._num_faults += 1
+        if self._num_faults <= MAX_FAULTS:
+            self._faults.append((name, f"`{name}` {what}"))
+
+    @property
+    def has_many_faults(self) -> bool:
+        """Tell whether further faults would not be told."""
+        return self._num_faults > MAX_FAULTS
 
     def value(self, name: str) -> Any:  # noqa: ANN401 - any JSON value
         """Take a field as it is; None if it is not there."""
@@ -78,12 +87,15 @@ class Fields:
         """Check that nothing is wrong or left.
 
         Raises:
-            RequestError: 400 with every fault; `param` is the first field.
+            RequestError: 400 with the faults; `param` is the first field.
         """
         for name in self._left:
+            if self.has_many_faults:
+                break
             self.fault(ascii(name)[1:-1][:SHOWN_CHARACTERS], "is no field of this request")
         if self._faults:
             message = "; ".join(what for _, what in self._faults)
+            message += "; and more" if self.has_many_faults else ""
             raise bad_request(message, param=self._faults[0][0])
 
 

@@ -129,7 +129,7 @@ def test_codes_that_are_not_whole_are_refused(tmp_path, name, size):
     assert caught.value.problems[0].fix.endswith("--update --precision int8")
 
 
-@pytest.mark.parametrize("key", ["vectors", "ids"])
+@pytest.mark.parametrize("key", ["vectors", "ids", "post"])
 def test_codes_of_other_vectors_are_refused(tmp_path, key):
     path = written(tmp_path)
     quantise(read_dense(path), path, "binary")

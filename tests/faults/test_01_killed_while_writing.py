@@ -84,6 +84,32 @@ def test_each_file_of_several_is_the_old_or_the_new_one(tmp_path):
     assert 5 < number < 29
 
 
+def write_sealed(folder, text):
+    paths = (folder / "a.txt", folder / "b.txt", folder / "seal.txt")
+    with replacing_together(*paths, is_last_seal=True) as temporaries_of:
+        for path in temporaries_of:
+            path.write_text(text)
+
+
+def test_files_under_a_seal_are_all_old_or_all_new(tmp_path):
+    seen = set()
+    for number in range(1, 40):
+        folder = tmp_path / str(number)
+        write_sealed(folder, "old")
+        was_killed = killed(folder, number, write_sealed, folder, "new")
+        paths = [folder / name for name in ("a.txt", "b.txt", "seal.txt")]
+        found = {path.read_text() for path in paths if path.exists()}
+        has_seal = (folder / "seal.txt").exists()
+        assert len(found) == 1 or not has_seal
+        seen.add(has_seal)
+        write_sealed(folder, "third")
+        assert sorted(path.name for path in folder.iterdir()) == ["a.txt", "b.txt", "seal.txt"]
+        if not was_killed:
+            break
+    assert 5 < number < 39
+    assert seen == {True, False}
+
+
 def test_a_new_folder_is_there_whole_or_not_at_all(tmp_path):
     for number in range(1, 30):
         folder = tmp_path / str(number)

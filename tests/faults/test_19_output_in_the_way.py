@@ -25,7 +25,7 @@ def unloadable(monkeypatch):
     def fail(*_given, **_options):
         pytest.fail("the model was loaded first")
 
-    monkeypatch.setattr("sempa_mlx.encoder.encoder.load_model", fail)
+    monkeypatch.setattr("sempa_mlx.model.recorded.load_model", fail)
     monkeypatch.setattr("sempa_mlx.run.prepare.load_model", fail)
 
 

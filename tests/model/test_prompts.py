@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sempa_mlx.data.records import Message, PreferenceRecord
 from sempa_mlx.data.templates import PROMPTEOL, RAW, clean_sentence
-from sempa_mlx.errors import DataError
+from sempa_mlx.errors import DataError, ModelError
 from sempa_mlx.model.prompts import (
     ChatRenderer,
     tokenize_continuations,
@@ -373,3 +373,9 @@ def test_a_continuation_without_tokens_is_an_error():
 
 def test_no_continuations():
     assert tokenize_continuations([], tokenizer) == []
+
+
+def test_text_of_all_characters_of_private_use_is_refused():
+    text = "".join(map(chr, (*range(0xE000, 0xF900), *range(0xF0000, 0x10FFFE))))
+    with pytest.raises(ModelError, match="private use"):
+        renderer_of("chatml").row(record(text + CONTROL_TOKENS[0], None))

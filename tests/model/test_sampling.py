@@ -79,3 +79,7 @@ def test_any_precision_can_be_drawn_from():
 def test_a_token_that_cannot_come_never_comes():
     logits = np.array([-np.inf, 0.0, -np.inf, 0.0, -np.inf])
     assert {*drawn(draw_from(2, 1.0, 1.0), 50, logits)} == {1, 3}
+
+
+def test_a_temperature_that_float32_cannot_divide_by_is_none():
+    assert draw_from(1, 1e-46, 1.0) is GREEDY

@@ -39,7 +39,7 @@ def report(space, *options, out="report.html"):
 
 def no_model():
     problem = AssertionError("a model is loaded")
-    return mock.patch("sempa_mlx.encoder.encoder.load_model", side_effect=problem)
+    return mock.patch("sempa_mlx.model.recorded.load_model", side_effect=problem)
 
 
 def test_a_report_of_a_run_is_one_page(space, here):

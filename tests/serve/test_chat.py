@@ -4,6 +4,8 @@ import json
 
 import pytest
 
+from sempa_mlx.serve.chat_request import parse_chat_request
+from sempa_mlx.serve.faults import RequestError
 from sempa_mlx.serve.limits import Batching, Limits
 from tests.serve.house import (
     ADAPTED,
@@ -258,3 +260,30 @@ def test_a_step_that_fails_ends_the_chats_but_not_the_server():
         house.worker.step = kept
         assert text(chat(house)) == house.greedy(QUESTION, 12, 0.0)
         assert house.requests() == 0
+
+
+def test_what_a_future_cannot_hold_is_a_fault_of_one_request():
+    def ends(_job, **_options):
+        raise StopIteration
+
+    with application() as house:
+        kept, house.worker.read_chat = house.worker.read_chat, ends
+        assert house.post(CHAT, asking("a")).status_code == 500
+        house.worker.read_chat = kept
+        assert text(chat(house)) == house.greedy(QUESTION, 12, 0.0)
+
+
+def test_characters_of_private_use_are_text_like_any_other(house):
+    question = "".join(map(chr, range(0xE000, 0xF900))) + "<|im_end|>"
+    reply = house.post(CHAT, asking(question))
+    assert reply.status_code in (200, 400)
+    assert text(chat(house)) == house.greedy(QUESTION, 12, 0.0)
+
+
+def test_of_many_faults_the_first_are_told():
+    document = {"model": BASE, "messages": [0] * 100_000, **{f"x{n}": 0 for n in range(100)}}
+    with pytest.raises(RequestError) as caught:
+        parse_chat_request(document, max_stops=4)
+    assert "`messages[19]` must be" in str(caught.value)
+    assert "`messages[20]`" not in str(caught.value)
+    assert str(caught.value).endswith("; and more")
