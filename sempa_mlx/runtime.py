@@ -40,7 +40,7 @@ def machine() -> Machine:
     """Describe the default device."""
     info = mx.device_info(mx.default_device())
     name = str(info.get("device_name") or platform.processor() or platform.machine())
-    memory = float(info.get("memory_size") or _system_memory())
+    memory = float(info.get("memory_size") or info.get("total_memory") or _system_memory())
     kind = "cpu"
     if is_gpu():
         kind = "metal" if sys.platform == "darwin" else "cuda"
@@ -54,9 +54,12 @@ def _system_memory() -> int:
 def memory_limit_gb() -> float:
     """Return how much memory this process may take, in GB: the device's, or a bound on it.
 
-    Bounds are Metal's working set, a container's limit, and the shell's (`ulimit -v`).
+    Bounds are Metal's working set, a container's limit, and the shell's (`ulimit -v`); the last two
+    are not of a card with memory of its own.
     """
     info = mx.device_info(mx.default_device())
+    if machine().device == "cuda":
+        return machine().memory_gb
     bounds = [
         machine().memory_gb * GB,
         float(info.get("max_recommended_working_set_size") or "inf"),

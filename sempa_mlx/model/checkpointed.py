@@ -17,6 +17,7 @@ from mlx.utils import tree_flatten, tree_map
 
 from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.model.blocks import find_blocks
+from sempa_mlx.model.forest import ForestCache
 from sempa_mlx.model.forward import BranchCache, KeysValues
 from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.head import text_model
@@ -169,7 +170,8 @@ def _take_arrays_out(
             return _Place(len(arrays) - 1)
         if part is cache and cache is not None:
             return _CachePlace()
-        if not isinstance(part, mx.array | mx.Dtype | str | int | float | None):
+        # The cache of a forest holds places of tokens alone, which carry no gradient.
+        if not isinstance(part, mx.array | mx.Dtype | ForestCache | str | int | float | None):
             raise _misfit(f"its blocks take an argument of type {type(part).__name__}")
         return part
 

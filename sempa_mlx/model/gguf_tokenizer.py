@@ -61,7 +61,9 @@ def build_tokenizer(metadata: dict[str, Any]) -> PreTrainedTokenizerFast:
         **_named_special_tokens(metadata),
     )
     fast.chat_template = metadata.get("tokenizer.chat_template")
-    _add_bos(fast, metadata, default=kind == "llama")
+    # Where a file is silent, llama.cpp adds it for SentencePiece and for Llama 3's pre-tokenizer.
+    is_llama3 = metadata.get("tokenizer.ggml.pre") == "llama-bpe"
+    _add_bos(fast, metadata, default=kind == "llama" or is_llama3)
     return fast
 
 

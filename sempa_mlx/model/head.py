@@ -13,9 +13,11 @@ from typing import Any
 import mlx.core as mx
 import mlx.nn as nn
 
+from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.cpu_kernels import logsumexp, probabilities
 
 UNIT = 2.0**-6  # a power of two scales without rounding
+WIDTHS = ("hidden_size", "n_embd", "d_model", "dim")  # what settings call the length of a state
 BLOCK_ROWS = 128  # states that meet the whole vocabulary at once
 
 
@@ -25,8 +27,17 @@ def text_model(model: nn.Module) -> nn.Module:
 
 
 def hidden_size(model: nn.Module) -> int:
-    """Return the length of the model's hidden states."""
-    return int(text_model(model).args.hidden_size)
+    """Return the length of the model's hidden states.
+
+    Raises:
+        ModelError: the model's settings do not say under a name that is known.
+    """
+    args = text_model(model).args
+    found = next((getattr(args, name) for name in WIDTHS if hasattr(args, name)), None)
+    if found is None:
+        kind = getattr(args, "model_type", type(args).__module__)
+        raise ModelError(Problem(f"models of type `{kind}` are not supported: their width"))
+    return int(found)
 
 
 def max_positions(model: nn.Module) -> float:

@@ -165,7 +165,7 @@ def save_adapter(
     `keys` is always written, so that a later mlx-lm with other default targets loads it alike.
     rsLoRA is written as what it is to mlx-lm: LoRA with that scale.
     """
-    weights = _of_adapter(weights)
+    weights = dict(sorted(_of_adapter(weights).items()))  # the same bytes, wherever they are from
     layers = {name.rpartition(".")[0] for name in weights}
     config = {
         "fine_tune_type": "dora" if settings.kind == "dora" else "lora",

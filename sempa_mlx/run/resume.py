@@ -1,12 +1,8 @@
 """Continue a run from the newest sound checkpoint in its folder."""
 
 import time
-from typing import Any
-
-import mlx.core as mx
 
 from sempa_mlx.errors import Problem, RunError, UsageError
-from sempa_mlx.model.lora import WEIGHTS_FILE
 from sempa_mlx.run.folder import CHECKPOINTS
 from sempa_mlx.run.training_run import TrainingRun
 from sempa_mlx.training.checkpoint import differences, latest_checkpoint
@@ -21,7 +17,8 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
 
     Raises:
         RunError: there is no sound checkpoint.
-        UsageError: the checkpoint belongs to other settings, data or weights; all differences.
+        UsageError: the checkpoint belongs to other settings, data or weights; all differences. Or
+            the run would end before it.
     """
     folder = run.folder / CHECKPOINTS
     found = latest_checkpoint(folder)
@@ -38,6 +35,10 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
             ],
             state=f"the run of step {checkpoint.step} is as it was; --force starts another",
         )
+    if checkpoint.step > run.trainer.num_steps:
+        what = f"step {checkpoint.step} is done, and the run now has {run.trainer.num_steps}"
+        fix = f"ask for {checkpoint.step} or more: --iters"
+        raise UsageError(Problem(what, str(folder), fix=fix), state="the run is as it was")
     state = checkpoint.state
     run.trainer.restore(Progress(**state["progress"]), checkpoint.adapter, checkpoint.optimizer)
     undefined = float("nan")
@@ -46,6 +47,5 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
     }
     run.started = time.perf_counter() - state["seconds"]
     run.num_lines = state["num_lines"]
-    best: Any = mx.load(str(run.folder / WEIGHTS_FILE))
-    run.best_weights = best
+    run.best_weights = checkpoint.best or checkpoint.adapter
     return found.skipped

@@ -1,14 +1,20 @@
 """The terms of a run's loss, made from its settings."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import mlx.core as mx
 
 from sempa_mlx import runtime
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.records import PreferenceRecord
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.model.checkpointed import checkpointed
 from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.load import LoadedModel
-from sempa_mlx.model.prompts import TokenizedPreferences
+from sempa_mlx.model.prompts import TokenizedPreferences, encode_one
 from sempa_mlx.model.scoring import Scorer
 from sempa_mlx.training.contribution import Term
 from sempa_mlx.training.kl_term import completion_kl, text_kl
@@ -69,7 +75,7 @@ def training_terms(  # noqa: PLR0913 - what terms are made of
         terms["sentences"] = SentenceTerm(
             loaded.model,
             sentences,
-            encoder.pooled,
+            _saving(config, loaded, encoder.pooled),
             encoder.passes,
             losses,
             micro_batch_tokens(config.train),
@@ -125,8 +131,23 @@ def _kl_term(
     weight, batch_tokens = config.objective.terms["kl"], micro_batch_tokens(config.train)
     if not text:
         return completion_kl(loaded.model, weight, rows, scorer, batch_tokens)
-    tokens = loaded.tokenizer.encode(text)
-    return text_kl(loaded.model, weight, tokens, config.objective.kl_tokens, batch_tokens)
+    tokens = encode_one(loaded.tokenizer, text, as_text=True, special=True)
+    read = _saving(config, loaded, partial(final_hidden, loaded.model))
+    return text_kl(loaded.model, weight, tokens, config.objective.kl_tokens, batch_tokens, read)
+
+
+def _saving(
+    config: SempaConfig, loaded: LoadedModel, run: Callable[[Any], mx.array]
+) -> Callable[[Any], mx.array]:
+    """Have passes over token rows keep little for their gradients, if the settings ask for it."""
+    if not config.train.grad_checkpoint:
+        return run
+
+    def run_saving(rows: Sequence[Sequence[int]]) -> mx.array:
+        with checkpointed(loaded.model):
+            return run(rows)
+
+    return run_saving
 
 
 def sentence_rows(records: Sequence[PreferenceRecord], encoder: Encoder) -> list[SentenceRow]:

@@ -5,7 +5,6 @@ checkpoint from time to time: a run that is stopped leaves the best adapter so f
 """
 
 import json
-import math
 import shlex
 import shutil
 import time
@@ -31,6 +30,7 @@ from sempa_mlx.model.scoring import Scorer
 from sempa_mlx.run.folder import CHECKPOINTS, CONFIG_COPY, METRICS_FILE, RESULTS_FILE
 from sempa_mlx.run.inputs import RunData
 from sempa_mlx.run.joint_coder import JointCoder, write_joint_coder
+from sempa_mlx.run.records import as_record, defined
 from sempa_mlx.run.selection import DevEvaluation, best_scale
 from sempa_mlx.run.terms import describe_terms
 from sempa_mlx.run.trackers import Tracker, numbers, tracking
@@ -162,8 +162,11 @@ class TrainingRun:
         path = self.folder / METRICS_FILE
         lines = path.read_text(encoding="utf-8").splitlines(True) if self.num_lines else []
         write_text(path, "".join(lines[: self.num_lines]))
-        if not self.num_lines:  # a new run: what an earlier one left is not its past
+        if self.num_lines:
+            self._put_best_back()
+        else:  # a new run: what an earlier one left is not its past
             shutil.rmtree(self.folder / CHECKPOINTS, ignore_errors=True)
+            (self.folder / CODER_FILE).unlink(missing_ok=True)
             self.encoder.save_settings(self.folder)
         return path.open("a", encoding="utf-8")
 
@@ -173,17 +176,28 @@ class TrainingRun:
         if log is None:
             return
         if isinstance(event, Evaluated) and event.weights is not None:
-            save_adapter(self.folder, event.weights, self.config.lora, self.loaded)
-            self.encoder.with_scale(event.score.scale).save_settings(self.folder)
-            if self.coder is not None:
-                path, k = self.folder / CODER_FILE, self.config.sparse.k
-                write_joint_coder(path, self.coder, self.encoder, k, self.num_rows)
+            self._save_best(event.weights, event.score.scale)
         if isinstance(event, DialSearched):
             self.encoder.with_scale(event.scale).save_settings(self.folder)
         record = as_record(event)
         track(numbers(record), self.progress.step)
         log.write(json.dumps(record) + "\n")
         log.flush()
+
+    def _save_best(self, weights: dict[str, mx.array], scale: float) -> None:
+        """Write the adapter, which the model has on, with its scale and coder."""
+        save_adapter(self.folder, weights, self.config.lora, self.loaded)
+        self.encoder.with_scale(scale).save_settings(self.folder)
+        if self.coder is not None:
+            path, k = self.folder / CODER_FILE, self.config.sparse.k
+            write_joint_coder(path, self.coder, self.encoder, k, self.num_rows)
+
+    def _put_best_back(self) -> None:
+        """Write the best adapter as the checkpoint has it: the folder's may be of a later step."""
+        model, now = self.loaded.model, trained_weights(self.loaded.model)
+        model.load_weights(list(self.best_weights.items()), strict=False)
+        self._save_best(self.best_weights, self.progress.best_scale)
+        model.load_weights(list(now.items()), strict=False)
 
     def _remember(self, event: Event) -> None:
         self.num_lines += 1
@@ -206,7 +220,7 @@ class TrainingRun:
             return
         state = {
             "progress": asdict(self.progress),
-            "scores": {step: _defined(score) for step, score in self.scores.items()},
+            "scores": {step: defined(score) for step, score in self.scores.items()},
             "seconds": time.perf_counter() - self.started,
             "num_lines": self.num_lines,
         }
@@ -214,6 +228,7 @@ class TrainingRun:
             self.progress.step,
             trained_weights(self.loaded.model),
             self.trainer.optimizer_state(),
+            {} if self.progress.best_step == self.progress.step else self.best_weights,
             state,
             self.identity,
         )
@@ -237,14 +252,14 @@ class TrainingRun:
         progress = self.progress
         return {
             "metric": self.config.eval.metric,
-            "base_dev_score": _defined(self.scores.get("0")),
-            "best_dev_score": _defined(self.dial.get(self.best_scale, progress.best_score)),
+            "base_dev_score": defined(self.scores.get("0")),
+            "best_dev_score": defined(self.dial.get(self.best_scale, progress.best_score)),
             "best_step": progress.best_step,
             "best_scale": self.best_scale,
             "steps": progress.step,
             "pairs": self.num_rows,
-            "dev_scores": {step: _defined(score) for step, score in self.scores.items()},
-            "dial": {f"{scale:g}": _defined(score) for scale, score in self.dial.items()},
+            "dev_scores": {step: defined(score) for step, score in self.scores.items()},
+            "dial": {f"{scale:g}": defined(score) for scale, score in self.dial.items()},
             "seconds": round(time.perf_counter() - self.started, 1),
             "expected_peak_gb": round(self.expected_peak_gb, 2),
             "peak_memory_gb": round(runtime.peak_memory_gb(), 2),
@@ -267,21 +282,3 @@ class TrainingRun:
     def best_scale(self) -> float:
         """The scale of the adapter with the best dev score."""
         return best_scale(self.dial) if self.dial else self.progress.best_scale
-
-
-def _defined(score: float | None) -> float | None:
-    """Return None for NaN, the score of vectors that are all alike: JSON knows no NaN."""
-    return None if score is None or math.isnan(score) else score
-
-
-def as_record(event: Event) -> dict[str, Any]:
-    """Return an event as one line of metrics.jsonl."""
-    if isinstance(event, StepDone):
-        return {"step": event.step, **event.metrics}
-    if isinstance(event, Evaluated):
-        metrics = {name: _defined(value) for name, value in event.score.metrics.items()}
-        return {"step": event.step, **metrics, "best_step": event.best_step}
-    if isinstance(event, DialSearched):
-        scores = {f"{scale:g}": _defined(score) for scale, score in event.scores.items()}
-        return {"step": event.step, "best_scale": event.scale, "dial": scores}
-    return {"step": event.step, "skipped_rows": event.rows}

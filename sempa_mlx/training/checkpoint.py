@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import mlx.core as mx
 
@@ -31,12 +31,13 @@ from sempa_mlx.training.step_folders import (
     step_of,
 )
 
-FORMAT = 1
+FORMAT = 2
 ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
+BEST_FILE = "best.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
-CONTENT_FILES = (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)
+CONTENT_FILES = (ADAPTER_FILE, OPTIMIZER_FILE, BEST_FILE, STATE_FILE)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -47,6 +48,7 @@ class Checkpoint:
         step: optimizer steps done, at least 0.
         adapter: trainable tensors by name, of any dtype but float64.
         optimizer: flattened optimizer state by name, likewise.
+        best: the adapter of the best step so far, likewise; empty if that is this step's.
         state: the trainer's own state: plain JSON (NaN allowed), so lists rather than tuples.
         identity: hashes of what the checkpoint belongs to (config, data, base, template), by name.
     """
@@ -54,6 +56,7 @@ class Checkpoint:
     step: int
     adapter: dict[str, mx.array]
     optimizer: dict[str, mx.array]
+    best: dict[str, mx.array]
     state: dict[str, Any]
     identity: dict[str, str]
 
@@ -104,6 +107,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     with staged(target) as stage:
         _write_arrays(stage / ADAPTER_FILE, checkpoint.adapter)
         _write_arrays(stage / OPTIMIZER_FILE, checkpoint.optimizer)
+        _write_arrays(stage / BEST_FILE, checkpoint.best)
         _write(stage / STATE_FILE, lambda file: file.write(state))
         manifest = _seal(_describe(stage, checkpoint))
         _write(stage / MANIFEST_FILE, lambda file: file.write(manifest), to_platter=True)
@@ -145,13 +149,13 @@ def load_checkpoint(path: Path) -> Checkpoint:
         manifest, problems = _inspect(path)
         if problems or manifest is None:
             raise ModelError(problems, state="nothing was loaded")
-        adapter: Any = mx.load(str(path / ADAPTER_FILE))
-        optimizer: Any = mx.load(str(path / OPTIMIZER_FILE))
-        mx.eval(adapter, optimizer)  # mx.load is lazy, and the files may be pruned meanwhile
+        names = (ADAPTER_FILE, OPTIMIZER_FILE, BEST_FILE)
+        adapter, optimizer, best = arrays = [cast("Any", mx.load(str(path / n))) for n in names]
+        mx.eval(arrays)  # mx.load is lazy, and the files may be pruned meanwhile
         state = json.loads((path / STATE_FILE).read_bytes())
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(_problem(path, error), state="nothing was loaded") from error
-    return Checkpoint(manifest.step, adapter, optimizer, state, manifest.identity)
+    return Checkpoint(manifest.step, adapter, optimizer, best, state, manifest.identity)
 
 
 def differences(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[Difference]:

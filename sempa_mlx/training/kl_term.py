@@ -5,6 +5,7 @@ vocabulary counts, so it holds the generator back where the preference terms wou
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 import mlx.core as mx
@@ -87,7 +88,12 @@ def completion_kl(
 
 
 def text_kl(
-    model: nn.Module, weight: float, tokens: Sequence[int], step_tokens: int, batch_tokens: int
+    model: nn.Module,
+    weight: float,
+    tokens: Sequence[int],
+    step_tokens: int,
+    batch_tokens: int,
+    read: Callable[[Sequence[Sequence[int]]], mx.array] | None = None,
 ) -> KlTerm[list[Sequence[int]]]:
     """Return the penalty on pieces of a text, drawn anew for every step.
 
@@ -97,7 +103,9 @@ def text_kl(
         tokens: the text; at least two.
         step_tokens: tokens that a step looks at, rounded up to whole pieces.
         batch_tokens: bound of one forward pass.
+        read: runs pieces, returning final states, (pieces, length, dim); by default as they come.
     """
+    run = read or partial(final_hidden, model)
     length = min(TEXT_ROW, len(tokens))
     starts = range(0, len(tokens) - length + 1, length)
     pieces = [tokens[start : start + length] for start in starts]
@@ -111,7 +119,7 @@ def text_kl(
         return [own[start : start + a_pass] for start in range(0, len(own), a_pass)]
 
     def states_of(part: list[Sequence[int]]) -> mx.array:
-        hidden = final_hidden(model, part)
+        hidden = run(part)
         return hidden.reshape(-1, hidden.shape[-1])
 
     return KlTerm(model, weight, parts_of, states_of)

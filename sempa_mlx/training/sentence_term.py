@@ -120,10 +120,10 @@ class SentenceTerm:
             return sum(map(len, (row.anchor, *row.candidates)))
 
         heaviest = max(batches, key=lambda batch: sum(map(tokens, batch)), default=[])
-        room, rows = self._micro_batch_tokens, []
+        room, rows = self._micro_batch_tokens, list[int]()
         for index in sorted(heaviest, key=tokens, reverse=True):
             room -= tokens(index)
-            if room < 0:
+            if room < 0 and rows:  # one that is too long by itself is run all the same
                 break
             rows.append(index)
         return rows[::-1]

@@ -31,7 +31,7 @@ from sempa_mlx.training.checkpoint import (
 )
 from tests.processes import ended_process
 
-CONTENT = ["adapter.safetensors", "optimizer.safetensors", "state.json"]
+CONTENT = ["adapter.safetensors", "best.safetensors", "optimizer.safetensors", "state.json"]
 FILES = [*CONTENT, "manifest.json"]
 IDENTITY = {"config": "c0ffee", "data": "da7a"}
 
@@ -44,6 +44,7 @@ def make(step, **changes):
             "step": mx.array(step, mx.uint64),
             "layers.0.lora_a.m": mx.full((3, 4), step, mx.bfloat16),
         },
+        "best": {"layers.0.lora_a": mx.full((3, 4), step + 0.2)},
         "state": {"best_score": 0.1 * step, "best_step": step},
         "identity": IDENTITY,
     }
@@ -101,7 +102,7 @@ def test_every_bit_comes_back(tmp_path):
 
 
 def test_empty_parts_come_back(tmp_path):
-    saved = Checkpoint(0, {}, {}, {}, {})
+    saved = Checkpoint(0, {}, {}, {}, {}, {})
     assert content(load_checkpoint(save_checkpoint(tmp_path, saved, 1))) == content(saved)
 
 
@@ -154,7 +155,7 @@ def test_other_readers_find_what_the_manifest_tells(tmp_path):
     path = save_checkpoint(tmp_path, make(400), 1)
     assert names(path) == sorted(FILES)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert (manifest["format"], manifest["step"], manifest["identity"]) == (1, 400, IDENTITY)
+    assert (manifest["format"], manifest["step"], manifest["identity"]) == (2, 400, IDENTITY)
     assert {"sempa-mlx", "mlx"} <= manifest["versions"].keys()
     written = {name: (path / name).read_bytes() for name in CONTENT}
     assert manifest["files"] == {
@@ -293,6 +294,7 @@ def test_all_faults_are_told_at_once(tmp_path):
     path = save_checkpoint(tmp_path, make(1), 1)
     (path / "adapter.safetensors").unlink()
     (path / "optimizer.safetensors").write_bytes(b"x")
+    (path / "best.safetensors").unlink()
     (path / "state.json").write_text((path / "state.json").read_text().replace("1", "2"))
     with pytest.raises(ModelError) as error:
         load_checkpoint(path)
@@ -340,7 +342,7 @@ def sealed(manifest):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"format": 2}, "has format 2; this version reads 1"),
+        ({"format": 1}, "has format 1; this version reads 2"),
         ({"files": {}}, "is no complete manifest"),
         ({"files": 3}, "is no complete manifest"),
         ({"step": 3}, "is of step 3, not of the one the folder is named after"),
@@ -598,13 +600,14 @@ def test_all_is_flushed_before_the_rename_and_pruned_after_it(tmp_path, monkeypa
     assert trace(folder, make(2), 1, monkeypatch) == [
         "fsync adapter.safetensors",
         "fsync optimizer.safetensors",
+        "fsync best.safetensors",
         "fsync state.json",
         "fsync manifest.json",
         f"fsync {stage}/",
         f"rename {stage} step-000002",
         "fsync checkpoints/",
         f"rename step-000001 {doomed}",
-        *4 * ["unlink"],
+        *5 * ["unlink"],
     ]
 
 
@@ -625,12 +628,12 @@ def test_the_same_step_is_moved_aside_and_only_then_replaced(tmp_path, monkeypat
     folder = tmp_path / "checkpoints"
     save_checkpoint(folder, make(1), 1)
     stage = f".tmp-step-000001-{os.getpid()}"
-    assert trace(folder, make(1), 1, monkeypatch)[5:] == [
+    assert trace(folder, make(1), 1, monkeypatch)[6:] == [
         "rename step-000001 step-000001-old",
         f"rename {stage} step-000001",
         "fsync checkpoints/",
         f"rename step-000001-old .tmp-step-000001-old-{os.getpid()}",
-        *4 * ["unlink"],
+        *5 * ["unlink"],
     ]
 
 
@@ -704,7 +707,7 @@ def deadly(call):
 for name in ("fsync", "rename", "rmdir"):
     setattr(os, name, deadly(getattr(os, name)))
 adapter = {"layers.0.lora_a": mx.zeros((3, 4))}
-save_checkpoint(folder, Checkpoint(step, adapter, {}, {"try": "second"}, {}), keep=1)
+save_checkpoint(folder, Checkpoint(step, adapter, {}, {}, {"try": "second"}, {}), keep=1)
 """
 
 
