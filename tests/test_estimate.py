@@ -251,3 +251,12 @@ def test_too_little_memory_is_told(inputs, monkeypatch):
     monkeypatch.setattr(runtime, "memory_limit_gb", lambda: 0.001)
     assert "this process may take 0.0 GB" in done(*training(inputs), "--dry-run").err
     assert json.loads(done(*training(inputs), "--dry-run", "--json").out)["estimate"]["memory_gb"]
+
+
+def test_blocks_computed_again_save_memory_where_sentences_and_text_are_read(inputs):
+    sets = (*HELD, "train.batch_size=16", "train.micro_batch_tokens=9999")
+    usual, saving = (
+        prepared(inputs, *sets, *more, data=inputs / "many.jsonl").expected_peak_gb
+        for more in ((), ("train.grad_checkpoint=true",))
+    )
+    assert saving < 0.8 * usual

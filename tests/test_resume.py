@@ -12,6 +12,7 @@ import mlx.core as mx
 import pytest
 
 from sempa_mlx.errors import UsageError
+from sempa_mlx.model.lora import WEIGHTS_FILE
 from sempa_mlx.run.resume import resume
 from tests.arrays import assert_equal
 from tests.command import (
@@ -227,3 +228,33 @@ def test_files_count_by_their_content(file, name, inputs, tmp_path):
         resume(prepared(inputs, *sets))
     assert len(refusal.value.problems) == 1
     assert name in str(refusal.value)
+
+
+def test_fewer_steps_than_are_done_are_refused_and_nothing_is_lost(whole, inputs, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    before = files_below(tmp_path / "run")
+    line = ["train", "--resume", "--adapter-path", tmp_path / "run", "--iters", STEPS - 1]
+    outcome = refused(2, *line)
+    assert f"step {STEPS} is done, and the run now has {STEPS - 1}" in outcome.err
+    after = files_below(tmp_path / "run")
+    assert {name: after[name] for name in before if "lock" not in name} == {
+        name: content for name, content in before.items() if "lock" not in name
+    }
+
+
+def test_the_best_adapter_is_the_checkpoints_not_that_of_a_later_step(inputs, tmp_path):
+    """As after kill -9 with a newer best step than the checkpoint knows."""
+    folder = tmp_path / "run"
+    run = run_in(inputs, folder, save_every=3)
+    events = run.events()
+    while run.progress.step < 3 or not list(folder.glob("checkpoints/step-000003")):
+        next(events)
+    kept = (folder / "adapters.safetensors").read_bytes(), (folder / "encoder.json").read_bytes()
+    assert run.progress.best_step < 3, "or this shows nothing"
+    later = {name: 2 * value for name, value in mx.load(str(folder / WEIGHTS_FILE)).items()}
+    mx.save_safetensors(str(folder / WEIGHTS_FILE), later)
+    again = run_in(inputs, folder, save_every=3)
+    resume(again)
+    next(again.events())
+    found = (folder / "adapters.safetensors").read_bytes(), (folder / "encoder.json").read_bytes()
+    assert found == kept

@@ -19,6 +19,7 @@ from sempa_mlx.evaluation.sts import evaluate_sts
 from sempa_mlx.model.lora import adapter_weights
 from sempa_mlx.run.folder import check_output
 from sempa_mlx.run.inputs import read_run_data
+from sempa_mlx.world import World
 from tests.command import (
     done,
     files_below,
@@ -31,6 +32,7 @@ from tests.command import (
     write_inputs,
 )
 from tests.pool import pool_share
+from tests.tiny import CONTROL_TOKENS, write_tiny_folder
 
 RUN_FILES = [
     "adapter_config.json",
@@ -324,3 +326,28 @@ def test_answers_that_would_only_train_embeddings_are_remarked_on(inputs, tmp_pa
 def test_training_keeps_mlxs_large_pool(inputs):
     prepared(inputs)
     assert pool_share() == pytest.approx(runtime.POOL, rel=1e-6)
+
+
+def test_a_new_run_leaves_no_coder_of_an_earlier_one(inputs, tmp_path):
+    folder = tmp_path / "run"
+    done(*training(inputs), "--adapter-path", folder)
+    (folder / "coder.safetensors").write_bytes(b"of before")
+    done(*training(inputs), "--adapter-path", folder, "--force")
+    assert not (folder / "coder.safetensors").exists()
+
+
+def test_names_of_control_tokens_stay_text_in_the_text_that_is_held(inputs, tmp_path):
+    """The end token alone would be one token, which is too few to predict anything."""
+    (tmp_path / "text.txt").write_text(CONTROL_TOKENS[0])
+    sets = ("objective.loss=embedding + 2 kl", f"objective.kl_text={tmp_path / 'text.txt'}")
+    run = prepared(inputs, *sets)
+    term = run.trainer._terms["kl"]
+    ((piece,),) = term._parts_of([0], World(), 0)
+    assert len(piece) > 1
+
+
+def test_a_model_whose_settings_have_other_names_trains(inputs, tmp_path):
+    names = {"n_ctx": 512, "n_embd": 32, "n_head": 4, "n_layer": 2, "n_positions": 512}
+    write_tiny_folder(tmp_path / "gpt2", "gpt2", layer_norm_epsilon=1e-5, **names)
+    done(*training(inputs, model=tmp_path / "gpt2"), "--adapter-path", tmp_path / "run")
+    assert Encoder.load(tmp_path / "run").encode(["A cat"]).shape == (1, 32)

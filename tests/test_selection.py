@@ -121,6 +121,14 @@ def test_the_best_step_by_held_out_rows(metric, sign, inputs, tmp_path):
     assert results["dial"] == {}, "the dial is searched by Spearman alone"
 
 
+@pytest.mark.parametrize("metric", ["spearman", "loss", "accuracy"])
+def test_rows_to_validate_on_need_a_term_that_reads_completions(metric, inputs, tmp_path):
+    more = (f"eval.metric={metric}", f"data.dev={inputs / 'held_out.jsonl'}")
+    loss = ("objective.loss=embedding + 2 kl", "objective.kl_text=general")
+    outcome = refused(2, *training(inputs, *more, *loss), "--adapter-path", tmp_path / "run")
+    assert "data.dev is read by terms over completions; `embedding + 2 kl` has none" in outcome.err
+
+
 def test_settings_that_do_not_go_together_are_all_named(inputs, tmp_path):
     more = ("eval.metric=loss", "lora.dropout=0.1", "train.grad_checkpoint=true")
     outcome = refused(2, *training(inputs, *more), "--adapter-path", tmp_path / "run")

@@ -50,6 +50,16 @@ def checkpointed(model: nn.Module) -> Iterator[None]:
         raise _misfit("it does not run its blocks from its list of blocks")
 
 
+def saving_memory(model: nn.Module, run: Callable[[Any], mx.array]) -> Callable[[Any], mx.array]:
+    """Return what runs passes of a model as `run` does, under `checkpointed`."""
+
+    def run_saving(rows: Any) -> mx.array:  # noqa: ANN401 - whatever `run` takes
+        with checkpointed(model):
+            return run(rows)
+
+    return run_saving
+
+
 def check_gradients(
     model: nn.Module, usual: Callable[[], mx.array], saving: Callable[[], mx.array], dtype: mx.Dtype
 ) -> None:

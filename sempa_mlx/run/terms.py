@@ -10,7 +10,7 @@ from sempa_mlx import runtime
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.data.records import PreferenceRecord
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.model.checkpointed import checkpointed
+from sempa_mlx.model.checkpointed import saving_memory
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.load import LoadedModel
@@ -72,10 +72,13 @@ def training_terms(  # noqa: PLR0913 - what terms are made of
     losses = sentence_losses(config, coder)
     if losses:
         sentences = sentence_rows(preferences.records, encoder)
+        embed: Callable[[Any], mx.array] = encoder.pooled
+        if config.train.grad_checkpoint:
+            embed = saving_memory(loaded.model, embed)
         terms["sentences"] = SentenceTerm(
             loaded.model,
             sentences,
-            _saving(config, loaded, encoder.pooled),
+            embed,
             encoder.passes,
             losses,
             micro_batch_tokens(config.train),
@@ -132,22 +135,10 @@ def _kl_term(
     if not text:
         return completion_kl(loaded.model, weight, rows, scorer, batch_tokens)
     tokens = encode_one(loaded.tokenizer, text, as_text=True, special=True)
-    read = _saving(config, loaded, partial(final_hidden, loaded.model))
+    read: Callable[[Any], mx.array] = partial(final_hidden, loaded.model)
+    if config.train.grad_checkpoint:
+        read = saving_memory(loaded.model, read)
     return text_kl(loaded.model, weight, tokens, config.objective.kl_tokens, batch_tokens, read)
-
-
-def _saving(
-    config: SempaConfig, loaded: LoadedModel, run: Callable[[Any], mx.array]
-) -> Callable[[Any], mx.array]:
-    """Have passes over token rows keep little for their gradients, if the settings ask for it."""
-    if not config.train.grad_checkpoint:
-        return run
-
-    def run_saving(rows: Sequence[Sequence[int]]) -> mx.array:
-        with checkpointed(loaded.model):
-            return run(rows)
-
-    return run_saving
 
 
 def sentence_rows(records: Sequence[PreferenceRecord], encoder: Encoder) -> list[SentenceRow]:

@@ -5,7 +5,9 @@ kills: test_01_killed_while_writing.py.
 """
 
 import resource
+import sys
 
+import mlx.core as mx
 import pytest
 
 from sempa_mlx import runtime
@@ -98,3 +100,14 @@ def test_a_shortage_elsewhere_is_no_bug(space, tmp_path, monkeypatch):
     assert "not enough memory" in outcome.errors[0]
     assert "--batch-tokens" in outcome.err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_card_has_memory_of_its_own(monkeypatch):
+    """As mlx tells it under CUDA; limits of the host's memory are none of the card's."""
+    monkeypatch.setattr(runtime, "is_gpu", lambda: True)
+    monkeypatch.setattr(sys, "platform", "linux")
+    info = {"device_name": "a card", "total_memory": 24 * 10**9, "free_memory": 10**9}
+    monkeypatch.setattr(mx, "device_info", lambda _device: info)
+    monkeypatch.setattr(resource, "getrlimit", lambda _what: (10**9, 10**9))
+    assert (runtime.machine().device, runtime.machine().memory_gb) == ("cuda", 24.0)
+    assert runtime.memory_limit_gb() == 24.0

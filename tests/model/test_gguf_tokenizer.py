@@ -197,7 +197,7 @@ def test_llama_3_takes_whole_words_before_merges():
     metadata["tokenizer.ggml.token_type"] = [*metadata["tokenizer.ggml.token_type"], 1, 1]
     metadata["tokenizer.ggml.pre"] = "llama-bpe"
     tokenizer = build_tokenizer(metadata)
-    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode("zqx12345"))
+    tokens = tokenizer.convert_ids_to_tokens(tokenizer.encode("zqx12345", add_special_tokens=False))
     assert tokens == ["zqx", "123", "4", "5"]
 
 
@@ -206,6 +206,17 @@ def test_a_begin_token_where_the_file_asks_for_one():
     tokenizer = build_tokenizer(metadata)
     assert tokenizer.encode("a")[0] == tokenizer.bos_token_id
     assert tokenizer.encode("a", add_special_tokens=False)[0] != tokenizer.bos_token_id
+
+
+@pytest.mark.parametrize("asked", [None, False])
+def test_llama_3_begins_unless_the_file_says_no(asked):
+    metadata = tokenizer_metadata() | {"tokenizer.ggml.pre": "llama-bpe"}
+    if asked is not None:
+        metadata["tokenizer.ggml.add_bos_token"] = asked
+    tokenizer = build_tokenizer(metadata)
+    assert (tokenizer.encode("a")[0] == tokenizer.bos_token_id) is (asked is None)
+    silent = build_tokenizer(tokenizer_metadata())
+    assert silent.encode("a")[0] != silent.bos_token_id, "other byte-level BPE"
 
 
 def test_user_defined_tokens_stay_whole_but_are_not_special():

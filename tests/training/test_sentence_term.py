@@ -10,6 +10,7 @@ from scipy.special import logsumexp
 from sempa_mlx.config import LoraConfig, ObjectiveConfig, TrainConfig
 from sempa_mlx.data.batching import Passes, cut_by_length
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.model.checkpointed import saving_memory
 from sempa_mlx.model.lora import attach
 from sempa_mlx.training.optimizer import AdapterOptimizer
 from sempa_mlx.training.sentence_losses import contrastive_loss, same_sentences
@@ -90,6 +91,27 @@ def test_gradient_caching_is_exact(tokens, adjusted):
     assert_close(found.gradients, expected.gradients, share=1e-4)
     gradients = as_numpy(expected.gradients)
     assert all(gradients[name].any() for name in gradients if name.endswith("lora_a"))
+
+
+@pytest.mark.parametrize("tokens", [64, 100_000])
+def test_blocks_that_are_computed_again_give_the_same_gradients(tokens):
+    encoder, usual = made(noise=0.5, tokens=tokens)
+    saving = SentenceTerm(
+        encoder.loaded.model,
+        usual._rows,
+        saving_memory(encoder.loaded.model, encoder.pooled),
+        encoder.passes,
+        usual._losses,
+        tokens,
+    )
+    expected, found = (term.contribution(range(5), World(), 0) for term in (usual, saving))
+    assert found.loss == pytest.approx(expected.loss, rel=1e-6)
+    assert_close(found.gradients, expected.gradients, share=1e-5)
+
+
+def test_a_row_longer_than_a_pass_counts_as_the_largest():
+    _, term = made(tokens=8)
+    assert len(term.largest_pass([range(5)])) == 1
 
 
 @pytest.mark.parametrize("tokens", [64, 100_000])

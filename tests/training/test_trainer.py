@@ -1,4 +1,5 @@
 import math
+from functools import partial
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -11,6 +12,7 @@ from sempa_mlx.errors import RunError
 from sempa_mlx.model.completions import score_plain
 from sempa_mlx.model.lora import adapter_weights, attach
 from sempa_mlx.model.scoring import Scorer, choose_scoring, score_states
+from sempa_mlx.training.contribution import Contribution
 from sempa_mlx.training.events import Evaluated, Score, StepDone, StepSkipped
 from sempa_mlx.training.preference_term import PreferenceTerm
 from sempa_mlx.training.reference import Reference
@@ -452,3 +454,27 @@ def test_parameters_are_counted():
     trainable, total = count_parameters(model)
     assert trainable == sum(value.size for value in adapter_weights(model).values())
     assert total - trainable == sum(value.size for value in base_weights(model).values())
+
+
+def test_a_steep_loss_may_differ_by_rounding_and_no_more():
+    """As sppo_hard of beta 0.003, whose reference was scored in other groups of rows."""
+    _, trainer = trainer_of(iters=2)
+    for loss, is_right in ((55555.5625, True), (55655.0, False)):
+        part = Contribution(loss=loss, expected_loss=55555.5586, has_pairs=True)
+        check = partial(trainer._check_first_loss, {"preference": part}, {"rewards/margins": 0.0})
+        if is_right:
+            check()
+        else:
+            with pytest.raises(RunError, match="the first loss"):
+                check()
+
+
+def test_a_run_that_resumes_after_three_bad_steps_stops_at_the_next():
+    _, trainer, scorer = poisonable(epochs=20)
+    events = trainer.run(same, NEVER)
+    next(events)
+    trainer.progress.bad_steps = 3
+    scorer.poison = "value"
+    assert isinstance(next(events), StepSkipped)
+    with pytest.raises(RunError, match="4 steps in a row"):
+        next(events)
