@@ -9,7 +9,7 @@ PIP    := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 ifeq ($(shell uname -s),Darwin)
 EXTRA  ?=
 else
-EXTRA  ?= $(or $(shell cat $(VENV)/.extra 2>/dev/null),cpu)
+EXTRA  ?= $(if $(wildcard $(VENV)/.extra),$(shell cat $(VENV)/.extra),cpu)
 endif
 comma  := ,
 RUN    := $(VENV)/.run$(if $(EXTRA),-$(EXTRA))

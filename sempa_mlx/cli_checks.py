@@ -35,15 +35,18 @@ def place_to_write(path: Path | None) -> Path | None:
     """Refuse a file that could not be written after all the work.
 
     Raises:
-        UsageError: it is a folder, or cannot be made where it is to be.
+        UsageError: it is a folder or a device, or cannot be made where it is to be.
     """
     if path is None:
         return None
-    if path.is_dir():
-        raise UsageError(Problem("is a folder", str(path), fix="name a file"), state=NOTHING)
-    above = next(each for each in path.absolute().parents if each.exists())
-    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        what = "is not a folder" if not above.is_dir() else "cannot be written to"
+    # Not `Path`'s own, which raise in a folder that may not be searched.
+    if os.path.exists(path) and not os.path.isfile(path):  # noqa: PTH110, PTH113
+        what = "is a folder" if os.path.isdir(path) else "is no file"  # noqa: PTH112
+        raise UsageError(Problem(what, str(path), fix="name a file"), state=NOTHING)
+    above = next(each for each in path.absolute().parents if os.path.exists(each))  # noqa: PTH110
+    is_folder = os.path.isdir(above)  # noqa: PTH112
+    if not is_folder or not os.access(above, os.W_OK | os.X_OK):
+        what = "cannot be written to" if is_folder else "is not a folder"
         raise UsageError(Problem(what, str(above), fix="name another place"), state=NOTHING)
     return path
 

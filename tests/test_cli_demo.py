@@ -67,3 +67,17 @@ def test_a_demo_that_stopped_is_done_again(place):
     (folder / "sentences.txt.npy").unlink()
     assert "done by an earlier demo" not in done("demo").err
     assert (folder / "sentences.txt.npy").exists()
+
+
+def test_its_own_folder_is_known_by_any_name(place):
+    done("demo")
+    assert "done by an earlier demo" in done("demo", "--folder", place / "sempa-demo").err
+    (place / "sempa-demo").rename(place / "moved")
+    assert "done by an earlier demo" in done("demo", "--folder", "moved").err
+
+
+@pytest.mark.parametrize("name", ["sentences.txt.json", "sentences.txt.ids.npy"])
+def test_what_lies_beside_the_vectors_is_not_written_over(place, name):
+    (place / "own").mkdir()
+    (place / "own" / name).write_text("mine")
+    assert f"{name}: not what this demo writes" in refused(2, "demo", "--folder", "own").err

@@ -1,4 +1,5 @@
 import json
+import os
 import re
 import shutil
 import sys
@@ -256,6 +257,7 @@ def test_a_frontier_leaves_out_the_map_of_one_scale(space, here, tmp_path):
         (["--text", "text.txt", "--data", "lm"], "--data does nothing without --tasks"),
         (["--tasks", "mmlu", "--data", "lm", "--max-tokens", "9"], "--max-tokens does nothing"),
         (["--text", "text.txt", "--out", "."], "is a folder"),
+        (["--text", "text.txt", "--out", "/dev/null"], "is no file"),
         (["--text", "text.txt", "--out", "text.txt/a.json"], "text.txt: is not a folder"),
         (["--text", "text.txt", "--adapter-scale", "nan", "--adapter-path", "x"], "is no number"),
     ],
@@ -291,3 +293,21 @@ def sts_of(space):
 )
 def test_options_of_sts_that_would_do_nothing_are_refused(here, options, expected):
     assert expected in refused(2, "eval", "sts", "--data", "x.tsv", *options).err
+
+
+def test_a_place_that_may_not_be_looked_into_is_refused(here, monkeypatch):
+    """As a folder of another user; whoever runs this may look anywhere."""
+    Path("text.txt").write_text("A cat sleeps.")
+    monkeypatch.setattr(os, "access", lambda path, _mode: Path(path).name != here.name)
+    outcome = refused(2, "eval", "generation", "--text", "text.txt", "--out", "new/a.json")
+    assert "cannot be written to" in outcome.err
+
+
+def test_an_adapter_without_a_recorded_base_is_measured_on_the_one_that_is_named(space, here):
+    shutil.copytree(space / "run", "run")
+    config = json.loads(Path("run/adapter_config.json").read_text())
+    del config["model"]
+    Path("run/adapter_config.json").write_text(json.dumps(config))
+    line = [*sts_of(space)[:-2], "--adapter-path", "run"]
+    assert "names no base" in refused(1, *line).err
+    done(*line, "--model", space / "base")

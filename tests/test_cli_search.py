@@ -5,6 +5,8 @@ import os
 import shutil
 import sys
 from dataclasses import replace
+from pathlib import Path
+from threading import Thread
 
 import numpy as np
 import pytest
@@ -472,11 +474,17 @@ def test_precision_and_rescore_have_their_places(space, here):
 def test_an_update_or_codes_write_over_no_file_of_others(space, here):
     (here / "notes.txt").write_text("A cat\nTwo dogs\n")
     line = ["embed", "notes.txt", "--model", space / "base"]
-    for name in ("notes.txt.json", "notes.txt.ids.npy", "notes.txt.int8.npy"):
+    files = ("json", "ids.npy", "int8.npy", "int8.json")
+    for name in [f"notes.txt.{each}" for each in files]:
         (here / name).write_text("mine")
         refused(2, *line, "--precision", "int8")
         assert f"{name} exists" in refused(2, *line, "--precision", "int8", "--update").err
         assert (here / name).read_text() == "mine"
+        (here / name).unlink()
+    done(*line)
+    for name in ("notes.txt.int8.npy", "notes.txt.int8.json"):
+        (here / name).write_text("mine")
+        assert f"{name} exists" in refused(2, *line, "--precision", "int8", "--update").err
         (here / name).unlink()
     done(*line, "--precision", "int8", "--update")
     done(*line, "--precision", "int8", "--update")
@@ -505,6 +513,16 @@ def test_a_store_without_its_usual_ending_has_no_hint_to_search_it(space, here):
     line = ["embed", "notes.txt", "--model", space / "base", "--format", "npz"]
     assert "search in it" not in done(*line, "-o", "v.bin").err
     assert "search in it" in done(*line, "-o", "v.npz").err
+
+
+def test_a_pipe_needs_a_name_to_write_to_and_to_be_readable(space, here):
+    os.mkfifo("pipe")
+    writer = Thread(target=lambda: Path("pipe").write_text("A cat\n"))
+    writer.start()
+    outcome = refused(2, "embed", "pipe", "--model", space / "base")
+    writer.join()
+    assert "-o FILE" in outcome.err
+    assert sorted(path.name for path in here.iterdir()) == ["pipe"]
 
 
 def test_a_pipe_by_its_name_is_read_once(space, here):

@@ -121,12 +121,17 @@ def test_the_best_step_by_held_out_rows(metric, sign, inputs, tmp_path):
     assert results["dial"] == {}, "the dial is searched by Spearman alone"
 
 
-@pytest.mark.parametrize("metric", ["spearman", "loss", "accuracy"])
-def test_rows_to_validate_on_need_a_term_that_reads_completions(metric, inputs, tmp_path):
-    more = (f"eval.metric={metric}", f"data.dev={inputs / 'held_out.jsonl'}")
+def test_a_loss_that_compares_no_completions_cannot_choose_the_best_step(inputs, tmp_path):
+    held_out = f"data.dev={inputs / 'held_out.jsonl'}"
     loss = ("objective.loss=embedding + 2 kl", "objective.kl_text=general")
-    outcome = refused(2, *training(inputs, *more, *loss), "--adapter-path", tmp_path / "run")
-    assert "data.dev is read by terms over completions; `embedding + 2 kl` has none" in outcome.err
+    line = training(inputs, held_out, *loss)
+    line += ["--adapter-path", tmp_path / "run", "--set"]
+    outcome = refused(2, *line, "eval.metric=loss")
+    assert "`embedding + 2 kl` has none" in outcome.err
+    done(*line, "eval.metric=accuracy")
+    evaluated = [each for each in metrics_of(tmp_path / "run") if "best_step" in each]
+    assert all("eval/accuracies" in each for each in evaluated)
+    assert not any("eval/loss" in each for each in evaluated)
 
 
 def test_settings_that_do_not_go_together_are_all_named(inputs, tmp_path):

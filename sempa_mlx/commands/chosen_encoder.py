@@ -96,14 +96,14 @@ def chosen_base(model: str | None, adapters: Sequence[Path]) -> "RecordedBase":
     """Return the base that is named, else the first adapter's, else the default one.
 
     Raises:
-        ModelError: one of the adapters' folders cannot be read, or names no base.
+        ModelError: one of the adapters' folders cannot be read, or the first names no base.
     """
     from sempa_mlx.model.lora import check_adapter
     from sempa_mlx.model.recorded import RecordedBase, recorded_base
 
-    recorded = [recorded_base(folder, check_adapter(folder)) for folder in adapters]
-    if model is None and recorded:
-        return recorded[0]
+    configs = [check_adapter(folder) for folder in adapters]
+    if model is None and adapters:
+        return recorded_base(adapters[0], configs[0])
     return RecordedBase(model or DEFAULT_MODEL, None)
 
 

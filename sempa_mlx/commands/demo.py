@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from sempa_mlx.commands.train import outcome, train_and_show
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.config_resolve import dump_config, resolve_config
+from sempa_mlx.config_resolve import resolve_config
 from sempa_mlx.console import Console
 
 if TYPE_CHECKING:
@@ -80,12 +80,15 @@ def refuse_foreign(run_folder: Path, text_file: Path, config: SempaConfig) -> No
     Raises:
         UsageError: a run of other settings, another text, or vectors of one are there.
     """
+    from sempa_mlx.encoder.line_ids import ids_path
+    from sempa_mlx.encoder.vector_form import sidecar_path
     from sempa_mlx.errors import Problem, UsageError
     from sempa_mlx.run.folder import is_run
 
     vectors = text_file.with_name(f"{text_file.name}.npy")
     ours = text_file.is_file() and text_file.read_bytes() == _packaged_sentences().read_bytes()
-    foreign = [path for path in (text_file, vectors) if path.exists() and not ours]
+    written = (text_file, vectors, sidecar_path(vectors), ids_path(vectors))
+    foreign = [path for path in written if path.exists() and not ours]
     if is_run(run_folder) and not _has_settings(run_folder, config):
         foreign.insert(0, run_folder)
     if foreign:
@@ -108,10 +111,15 @@ def is_finished(run_folder: Path, config: SempaConfig) -> bool:
 
 
 def _has_settings(run_folder: Path, config: SempaConfig) -> bool:
+    from sempa_mlx.errors import ConfigError
     from sempa_mlx.run.folder import CONFIG_COPY
 
     copy = run_folder / CONFIG_COPY
-    return copy.is_file() and copy.read_text(encoding="utf-8") == dump_config(config)
+    try:  # wherever the folder was when it was written
+        found = resolve_config(copy, sets=[f"output.path={config.output.path}"]).config
+    except ConfigError:
+        return False
+    return found == config
 
 
 def _halves(task: "StsTask") -> tuple["StsTask", "StsTask"]:

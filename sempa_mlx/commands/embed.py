@@ -4,9 +4,10 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from sempa_mlx.commands.chosen_encoder import load_encoder, run_folder, with_run_as_run
 from sempa_mlx.commands.embed_sparse import (
@@ -104,13 +105,18 @@ def text_source(file: str, spool: Path) -> Path:
     if file != STREAM and not is_pipe(file):
         return Path(file)
     copy = spool / "stdin"
-    with writing(copy), copy.open("wb") as target:
-        if file == STREAM:
-            shutil.copyfileobj(sys.stdin.buffer, target)
-        else:
-            with Path(file).open("rb") as pipe:
-                shutil.copyfileobj(pipe, target)
+    with _opened_pipe(file) as source, writing(copy), copy.open("wb") as target:
+        shutil.copyfileobj(source, target)
     return copy
+
+
+def _opened_pipe(file: str) -> AbstractContextManager[IO[bytes]]:
+    if file == STREAM:
+        return nullcontext(sys.stdin.buffer)
+    try:
+        return Path(file).open("rb")
+    except OSError as error:
+        raise DataError(Problem(f"cannot be read: {error.strerror}", file)) from error
 
 
 def is_pipe(file: str) -> bool:
@@ -129,7 +135,7 @@ def _count_texts(source: Path) -> int:
 
 def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
     from sempa_mlx.encoder.line_ids import ids_path
-    from sempa_mlx.encoder.quantised_store import codes_path
+    from sempa_mlx.encoder.quantised_store import about_path, codes_path, describes_codes
     from sempa_mlx.encoder.sparse_embed import CODE_FORMATS
     from sempa_mlx.encoder.vector_form import FORMATS, format_of, sidecar_path
 
@@ -138,19 +144,25 @@ def _target(request: EmbedRequest, *, force: bool) -> tuple[Path | None, str]:
         if request.file_format not in (None, "jsonl"):
             raise UsageError("stdout takes --format jsonl only", state="nothing was written")
         return None, "jsonl"
+    if request.out is None and is_pipe(request.file):
+        what = "a pipe has no name to write beside"
+        raise UsageError(Problem(what, request.file, fix="name a file: -o FILE.npy"))
     usual = "npz" if is_sparse else "npy"
     out = Path(request.out or f"{request.file}.{request.file_format or usual}")
     file_format = format_of(out, request.file_format, CODE_FORMATS if is_sparse else FORMATS)
     beside = [] if is_sparse and file_format == "jsonl" else [sidecar_path(out)]
     if file_format == "npy":
         beside.append(ids_path(out))
+    updates = request.update and out.exists()
+    forced = dict.fromkeys((out, *beside), force or updates)
     if request.precision:
-        beside.append(codes_path(out, request.precision))
-    is_forced = force or (request.update and out.exists())
-    for path in (out, *beside):
+        codes = codes_path(out, request.precision)
+        is_ours = updates and describes_codes(codes)
+        forced |= dict.fromkeys((codes, about_path(codes)), force or is_ours)
+    for path, may_go in forced.items():
         if request.file != STREAM and path.exists() and path.samefile(request.file):
             raise UsageError(f"{path} is the file to embed", state="nothing was written")
-        refuse_existing(path, force=is_forced)
+        refuse_existing(path, force=may_go)
     return out, file_format
 
 

@@ -1,6 +1,5 @@
 """`sempa-mlx data leaks`: which sentences of the test sets stand in the training rows."""
 
-import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -11,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.console import Console
 from sempa_mlx.data.sts_sets import Protocol
 from sempa_mlx.data.sts_tasks import sts_tasks
-from sempa_mlx.files import write_text
+from sempa_mlx.files import json_text, write_text
 
 if TYPE_CHECKING:
     from sempa_mlx.data.leaks import Leak, LeakCounts, TaskLeaks
@@ -68,7 +67,7 @@ def run_leaks(
         "tasks": [_facts(task) for task in found],
     }
     if out is not None:
-        write_text(out, json.dumps(document, indent=2, ensure_ascii=False) + "\n")
+        write_text(out, json_text(document))
         console.say(f"results: {out}")
     console.document(document)
     _judge(console, found, fail_over)

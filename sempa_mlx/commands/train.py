@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.commands.signals import stop_requests
 from sempa_mlx.commands.sparse import facts, fit_line
 from sempa_mlx.config import OutputConfig, SempaConfig
+from sempa_mlx.config_file import Setting, parse_setting
 from sempa_mlx.config_resolve import Resolved, resolve_config
 from sempa_mlx.console import Console
 
@@ -107,9 +108,10 @@ def _settings(request: TrainRequest) -> Resolved:
 def _named_folder(request: TrainRequest) -> Path:
     """Return the run folder that the command line names, by flag or setting, or the default."""
     sets = [each.partition("=") for each in request.sets]
-    named = [value.strip() for key, _, value in sets if key.strip() == "output.path"]
+    named = [parse_setting(key, text, "--set") for key, _, text in sets if key == "output.path"]
+    found = [str(each.value) for each in named if isinstance(each, Setting) and each.value]
     flag = request.flags.get("--adapter-path", ("", None))[1]
-    return Path(flag or next(iter(named), OutputConfig().path))
+    return Path(flag or next(iter(found), OutputConfig().path))
 
 
 def train_and_show(

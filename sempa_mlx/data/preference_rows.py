@@ -119,14 +119,21 @@ def _triplet(fields: Fields, keys: tuple[str, ...], plan: Plan) -> Draft:
     return Draft((*system, user), anchor, tuple(ranked), drop)
 
 
+def _system(fields: Fields) -> tuple[Message, ...]:
+    """Return the row's own `system` text as a turn; none if it is not given, or blank."""
+    given = fields.values.get("system")
+    if given is None or (isinstance(given, str) and not given.strip()):
+        return ()
+    return (Message("system", fields.text("system")),)
+
+
 def _with_system(fields: Fields, prompt: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Put the row's own `system` text before the turns; note it if they have one already."""
-    if fields.values.get("system") is None:
-        return prompt
-    text = fields.text("system")
-    if any(turn.role == "system" for turn in prompt):
-        fields.fault("both `system` and a system turn", "keep one of them")
-    return (Message("system", text), *prompt)
+    """Put the row's own `system` text before the turns; note it if theirs is another."""
+    system = _system(fields)
+    theirs = tuple(turn for turn in prompt if turn.role == "system")
+    if system and theirs and theirs != system:
+        fields.fault("`system` is not what the system turn says", "keep one of them")
+    return prompt if theirs else system + prompt
 
 
 def _chat(fields: Fields, prompt: tuple[Message, ...], candidates: tuple[str, str]) -> Draft:
@@ -153,8 +160,7 @@ def _conversations(fields: Fields) -> Draft:
             return _NO_DRAFT
     if chosen[:-1] != rejected[:-1]:
         fields.fault("chosen and rejected differ before their last turn", "compare one answer")
-    prompt = _with_system(fields, lead + chosen[:-1])
-    return _chat(fields, prompt, (chosen[-1].content, rejected[-1].content))
+    return _chat(fields, lead + chosen[:-1], (chosen[-1].content, rejected[-1].content))
 
 
 def _trl(fields: Fields) -> Draft:
@@ -162,12 +168,12 @@ def _trl(fields: Fields) -> Draft:
         return _conversations(fields)
     candidates = (fields.text("chosen"), fields.text("rejected"))
     if isinstance(fields.values.get("prompt"), list):
-        return _chat(fields, _with_system(fields, fields.messages("prompt")), candidates)
+        return _chat(fields, fields.messages("prompt"), candidates)
     prompt = fields.text("prompt")
-    if fields.values.get("system") is None:
+    if not _system(fields):
         return Draft(prompt, prompt, candidates)
     # mlx-lm-lora's rows: a system text turns the plain prompt into a conversation.
-    return _chat(fields, _with_system(fields, (Message("user", prompt),)), candidates)
+    return _chat(fields, (Message("user", prompt),), candidates)
 
 
 def _swift(fields: Fields) -> Draft:
@@ -215,4 +221,6 @@ def draft_row(fields: Fields, form: str, plan: Plan) -> tuple[str, Draft]:
     if form in ("triplets", "simcse"):
         return form, _triplet(fields, REQUIRED[form], plan)
     draft = _trl(fields) if form == "trl" else _swift(fields)
+    if form == "trl" and not isinstance(draft.prompt, str) and not fields.faults:
+        draft = draft._replace(prompt=_with_system(fields, draft.prompt))
     return form, draft._replace(drop=NO_NEUTRAL if plan.candidates > 2 else "")

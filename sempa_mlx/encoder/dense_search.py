@@ -124,7 +124,8 @@ def read_dense(path: Path, file_format: str | None = None) -> DenseStore:
     place = path if found in INSIDE else sidecar_path(path)
     for part in (path, place):
         if not part.is_file():
-            fix = f"embed a file: sempa-mlx embed FILE -o {path}"
+            again = " --force" if path.is_file() else ""
+            fix = f"embed a file: sempa-mlx embed FILE -o {path}{again}"
             raise DataError(Problem("no such file", str(part), fix=fix))
     try:
         return _opened(path, found, place)

@@ -25,7 +25,6 @@ from sempa_mlx.files import replacing_together
 PRECISIONS = ("int8", "binary")
 RESCORE = 8  # candidates for each hit that is wanted
 ROWS = 1 << 15  # of a block
-MADE_FROM = ("vectors", "ids", "post")  # of the vectors; codes are of unit length anyway
 LEVELS = 127  # on either side of the middle
 
 
@@ -113,7 +112,7 @@ def quantise(store: DenseStore, path: Path, precision: str) -> Path:
     out = codes_path(path, precision)
     width = len(middle) if precision == "int8" else -(-len(middle) // 8)
     dtype = np.int8 if precision == "int8" else np.uint8
-    with replacing_together(out, _about_path(out), is_last_seal=True) as (temporary, about):
+    with replacing_together(out, about_path(out), is_last_seal=True) as (temporary, about):
         with temporary.open("wb") as handle:
             header = {"descr": np.dtype(dtype).str, "fortran_order": False}
             shape = {"shape": (len(store.vectors), width)}
@@ -121,7 +120,8 @@ def quantise(store: DenseStore, path: Path, precision: str) -> Path:
             for _, rows in store.blocks(ROWS):
                 handle.write(code(rows, middle, step).tobytes())
         facts = {"precision": precision, "count": len(store.vectors), "dim": len(middle)}
-        facts |= {name: store.about.get(name) for name in MADE_FROM}
+        # Not whether they are of unit length: their codes are.
+        facts |= {name: store.about.get(name) for name in ("vectors", "ids", "post")}
         ends = {"middle": middle.tolist(), "step": step.tolist()}
         about.write_text(json.dumps(facts | ends) + "\n", encoding="utf-8")
     return out
@@ -137,21 +137,32 @@ def read_quantised(store: DenseStore, path: Path, precision: str) -> QuantisedSt
     fix = f"make them: sempa-mlx embed FILE --update --precision {precision}"
     try:
         codes = map_array(out)
-        about: dict[str, Any] = json.loads(_about_path(out).read_text(encoding="utf-8"))
-        said = [about[name] for name in ("precision", "count", "dim", *MADE_FROM)]
+        about: dict[str, Any] = json.loads(about_path(out).read_text(encoding="utf-8"))
+        said = [about[name] for name in ("precision", "count", "dim", "vectors", "ids")]
+        said.append(about.get("post"))  # not written by older versions
         middle, step = (np.array(about[name], dtype=np.float32) for name in ("middle", "step"))
     except (OSError, ValueError, KeyError, EOFError, TypeError) as error:
         raise DataError(Problem(f"no codes of {path.name} ({error})", str(out), fix=fix)) from error
     count, dim = store.vectors.shape
-    expected = [precision, count, dim, *map(store.about.get, MADE_FROM)]
+    expected = [precision, count, dim, *map(store.about.get, ("vectors", "ids", "post"))]
     width = dim if precision == "int8" else -(-dim // 8)
     if said != expected or codes.shape != (count, width) or not len(middle) == len(step) == dim:
         raise DataError(Problem(f"codes of other vectors than {path.name}", str(out), fix=fix))
     return QuantisedStore(store, precision, codes, middle, step)
 
 
-def _about_path(out: Path) -> Path:
+def about_path(out: Path) -> Path:
+    """Return where the description of codes stands."""
     return out.with_name(out.name.removesuffix(".npy") + ".json")
+
+
+def describes_codes(out: Path) -> bool:
+    """Tell whether what stands beside `out` says that codes are in it."""
+    try:
+        about = json.loads(about_path(out).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(about, dict) and {"precision", "middle"} <= about.keys()
 
 
 def _ranges(store: DenseStore, precision: str) -> tuple[np.ndarray, np.ndarray]:

@@ -12,7 +12,7 @@ from sempa_mlx.encoder.coder_file import CODER_FILE
 from sempa_mlx.encoder.settings import POST_FILE, SETTINGS_FILE, read_settings
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.export.adapted import BASE_NAME, NOTHING, public_name
-from sempa_mlx.files import new_folder, refuse_filled, write_folder_files
+from sempa_mlx.files import json_text, new_folder, refuse_filled, write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
@@ -93,8 +93,7 @@ def _copy_settings(source: Path, target: Path, base: str) -> None:
         settings = json.loads(source.read_text(encoding="utf-8"))
         if isinstance(settings.get("model"), dict):
             settings["model"]["name"] = base
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        target.write_text(text, encoding="utf-8")
+        target.write_text(json_text(settings), encoding="utf-8")
 
 
 def write_gguf_base(file: Path, folder: Path) -> Path:

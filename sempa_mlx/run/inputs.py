@@ -89,10 +89,10 @@ def _combination_faults(config: SempaConfig) -> list[Problem]:
     if config.eval.metric != "spearman" and config.data.dev is None:
         what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
         faults.append(Problem(what, fix="set data.dev"))
-    if config.data.dev is not None and set(config.objective.terms) <= {*SENTENCE_TERMS, "kl"}:
-        what = f"data.dev is read by terms over completions; `{config.objective.loss}` has none"
-        fix = "set data.dev=null and eval.metric=spearman, or add such a term to objective.loss"
-        faults.append(Problem(what, fix=fix))
+    if config.eval.metric == "loss" and set(config.objective.terms) <= {*SENTENCE_TERMS, "kl"}:
+        what = f"eval.metric `loss` is of terms that compare completions; `{config.objective.loss}`"
+        fix = "set eval.metric=spearman, or accuracy"
+        faults.append(Problem(f"{what} has none", fix=fix))
     if config.train.grad_checkpoint and config.lora.dropout:
         what = "train.grad_checkpoint cannot draw the masks of lora.dropout twice alike"
         faults.append(Problem(what, fix="set lora.dropout=0, or train.grad_checkpoint=false"))

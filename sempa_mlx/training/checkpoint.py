@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple
 
 import mlx.core as mx
 
@@ -31,13 +31,13 @@ from sempa_mlx.training.step_folders import (
     step_of,
 )
 
-FORMAT = 2
+FORMAT = 1
 ADAPTER_FILE = "adapter.safetensors"
 OPTIMIZER_FILE = "optimizer.safetensors"
 BEST_FILE = "best.safetensors"
 STATE_FILE = "state.json"
 MANIFEST_FILE = "manifest.json"
-CONTENT_FILES = (ADAPTER_FILE, OPTIMIZER_FILE, BEST_FILE, STATE_FILE)
+CONTENT_FILES = (ADAPTER_FILE, OPTIMIZER_FILE, STATE_FILE)  # BEST_FILE only if it says more
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -107,7 +107,8 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
     with staged(target) as stage:
         _write_arrays(stage / ADAPTER_FILE, checkpoint.adapter)
         _write_arrays(stage / OPTIMIZER_FILE, checkpoint.optimizer)
-        _write_arrays(stage / BEST_FILE, checkpoint.best)
+        if checkpoint.best:
+            _write_arrays(stage / BEST_FILE, checkpoint.best)
         _write(stage / STATE_FILE, lambda file: file.write(state))
         manifest = _seal(_describe(stage, checkpoint))
         _write(stage / MANIFEST_FILE, lambda file: file.write(manifest), to_platter=True)
@@ -149,9 +150,10 @@ def load_checkpoint(path: Path) -> Checkpoint:
         manifest, problems = _inspect(path)
         if problems or manifest is None:
             raise ModelError(problems, state="nothing was loaded")
-        names = (ADAPTER_FILE, OPTIMIZER_FILE, BEST_FILE)
-        adapter, optimizer, best = arrays = [cast("Any", mx.load(str(path / n))) for n in names]
-        mx.eval(arrays)  # mx.load is lazy, and the files may be pruned meanwhile
+        adapter: Any = mx.load(str(path / ADAPTER_FILE))
+        optimizer: Any = mx.load(str(path / OPTIMIZER_FILE))
+        best: Any = mx.load(str(path / BEST_FILE)) if BEST_FILE in manifest.files else {}
+        mx.eval(adapter, optimizer, best)  # mx.load is lazy, and the files may be pruned meanwhile
         state = json.loads((path / STATE_FILE).read_bytes())
     except (OSError, RuntimeError, ValueError) as error:
         raise ModelError(_problem(path, error), state="nothing was loaded") from error
@@ -218,7 +220,7 @@ def _describe(stage: Path, checkpoint: Checkpoint) -> dict[str, Any]:
         "identity": checkpoint.identity,
         "files": {
             name: {"bytes": (stage / name).stat().st_size, "sha256": _sha256(stage / name)}
-            for name in CONTENT_FILES
+            for name in (*CONTENT_FILES, *([BEST_FILE] if checkpoint.best else []))
         },
     }
 
@@ -237,7 +239,7 @@ def _inspect(path: Path) -> tuple[_Manifest | None, list[Problem]]:
         manifest = _read_manifest(path)
     except (OSError, ValueError) as error:
         problems.append(_problem(path / MANIFEST_FILE, error))
-    for name in CONTENT_FILES:
+    for name in manifest.files if manifest else CONTENT_FILES:
         try:
             _check_file(path / name, manifest.files[name] if manifest else None)
         except (OSError, ValueError) as error:
@@ -254,11 +256,11 @@ def _read_manifest(path: Path) -> _Manifest:
         if layout == FORMAT:
             files = {
                 name: (raw["files"][name]["bytes"], raw["files"][name]["sha256"])
-                for name in CONTENT_FILES
+                for name in (*CONTENT_FILES, *({BEST_FILE} & raw["files"].keys()))
             }
             manifest = _Manifest(raw["step"], raw["identity"], files)
             del raw["sha256"]
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError("is no complete manifest") from error
     if layout != FORMAT:
         raise ValueError(f"has format {layout}; this version reads {FORMAT}")

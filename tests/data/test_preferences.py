@@ -98,6 +98,20 @@ CHAT = (Message("system", "be kind"), Message("user", "why?"))
             CHAT[1:],
             "trl",
         ),
+        *(
+            ({"prompt": prompt, "system": "", "chosen": " yes ", "rejected": "no"}, read, "trl")
+            for prompt, read in (("why?", "why?"), ([user("why?")], CHAT[1:]))
+        ),
+        (
+            {
+                "prompt": [{"role": "system", "content": "be kind"}, user("why?")],
+                "system": "be kind",
+                "chosen": " yes ",
+                "rejected": "no",
+            },
+            CHAT,
+            "trl",
+        ),
         (
             {"prompt": [user("why?")], "system": "be kind", "chosen": " yes ", "rejected": "no"},
             CHAT,
@@ -263,7 +277,11 @@ def test_all_faults_of_a_file_are_told(jsonl):
                 "chosen": "y",
                 "rejected": "z",
             },
-            "both `system` and a system turn",
+            "`system` is not what the system turn says",
+        ),
+        (
+            {"system": "s", "chosen": [assistant("y")], "rejected": [assistant("z")]},
+            "there is no prompt",
         ),
         (
             {"messages": [user("x"), assistant("")], "rejected_response": "z"},

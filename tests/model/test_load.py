@@ -252,7 +252,7 @@ def test_no_pickles_and_no_code_are_downloaded():
         (
             http_error(hub.RevisionNotFoundError, 404),
             "`owner/model` has no revision 'v9'",
-            "a branch, tag or commit",
+            "or where the model lies: --model",
         ),
         (hub.HFValidationError("bad name"), "no model `owner/model`", "aliases"),
         (

@@ -155,7 +155,7 @@ def test_other_readers_find_what_the_manifest_tells(tmp_path):
     path = save_checkpoint(tmp_path, make(400), 1)
     assert names(path) == sorted(FILES)
     manifest = json.loads((path / "manifest.json").read_text())
-    assert (manifest["format"], manifest["step"], manifest["identity"]) == (2, 400, IDENTITY)
+    assert (manifest["format"], manifest["step"], manifest["identity"]) == (1, 400, IDENTITY)
     assert {"sempa-mlx", "mlx"} <= manifest["versions"].keys()
     written = {name: (path / name).read_bytes() for name in CONTENT}
     assert manifest["files"] == {
@@ -342,7 +342,7 @@ def sealed(manifest):
 @pytest.mark.parametrize(
     ("change", "fault"),
     [
-        ({"format": 1}, "has format 1; this version reads 2"),
+        ({"format": 2}, "has format 2; this version reads 1"),
         ({"files": {}}, "is no complete manifest"),
         ({"files": 3}, "is no complete manifest"),
         ({"step": 3}, "is of step 3, not of the one the folder is named after"),
@@ -896,3 +896,12 @@ def test_differences_of_the_other_side_are_the_same_mirrored(found, wanted):
     there, back = differences(found, wanted), differences(wanted, found)
     assert [(name, one, other) for name, other, one in back] == there
     assert (there == []) == (found == wanted)
+
+
+def test_the_best_adapter_is_kept_only_where_it_is_another(tmp_path):
+    """As in checkpoints of before it was kept at all."""
+    path = save_checkpoint(tmp_path, make(3, best={}), 1)
+    assert names(path) == sorted({*FILES} - {"best.safetensors"})
+    assert load_checkpoint(path).best == {}
+    (path / "best.safetensors").write_bytes(b"of somebody else")
+    assert load_checkpoint(path).best == {}
