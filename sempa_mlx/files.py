@@ -1,22 +1,28 @@
 """Writing files so that a reader sees the old content or the new, never half of either.
 
-What is being written has a name of its own beside its place, with the number of the process that
-writes it. After a kill the next writer in that folder removes what has no living owner.
+What is being written has a name of its own beside its place, with the machine and the number of
+the process that writes it. After a kill the next writer in that folder removes what has no living
+owner; of other machines, what is a day old.
 """
 
 import json
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from functools import cache
+from hashlib import blake2b
 from pathlib import Path
 
 from sempa_mlx.disk import writing
 from sempa_mlx.errors import Problem, UsageError
 
-_TEMPORARY = re.compile(r"\.sempa-tmp-([0-9]+)-.+")
+_TEMPORARY = re.compile(r"\.sempa-tmp-(?:(h[0-9a-f]{8})-)?([0-9]+)-.+")
+_ABANDONED = 24 * 3600.0  # seconds after which what another machine was writing is given up
 
 
 def cache_folder() -> Path:
@@ -133,12 +139,29 @@ def remove_leftovers(folder: Path) -> None:
     with suppress(OSError):
         for path in list(folder.iterdir()):
             owner = _TEMPORARY.fullmatch(path.name)
-            if owner is None or is_running(int(owner[1])):
+            if owner is None or _is_owned(path, owner[1], int(owner[2])):
                 continue
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path, ignore_errors=True)
             else:
                 path.unlink()
+
+
+def _is_owned(path: Path, host: str | None, process: int) -> bool:
+    """Tell whether whoever writes a temporary file may still be at it."""
+    if host in (None, _host()):
+        return is_running(process)
+    return time.time() - path.stat().st_mtime < _ABANDONED
+
+
+@cache
+def _host() -> str:
+    """Return what tells this machine, or container, from others that may share a folder with it."""
+    try:
+        space = Path("/proc/self/ns/pid").stat().st_ino
+    except OSError:
+        space = 0
+    return f"h{blake2b(f'{platform.node()} {space}'.encode(), digest_size=4).hexdigest()}"
 
 
 def is_temporary(name: str) -> bool:
@@ -188,7 +211,7 @@ def refuse_filled(folder: Path) -> None:
 
 
 def _prefix() -> str:
-    return f".sempa-tmp-{os.getpid()}-"
+    return f".sempa-tmp-{_host()}-{os.getpid()}-"
 
 
 def _flush(path: Path) -> None:

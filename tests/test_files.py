@@ -1,5 +1,6 @@
 import errno
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -248,3 +249,18 @@ def test_on_a_disk_without_hard_links_the_old_content_is_copied(tmp_path, monkey
     assert old.read_text() == "old"
     (tmp_path / "a").write_text("new")
     assert old.read_text() == "old"
+
+
+def test_what_another_machine_writes_is_left_alone_for_a_day(tmp_path):
+    ours = files._prefix().split("-")[2]
+    other = "h" + "".join("f" if digit == "0" else "0" for digit in ours[1:])
+    ended = 2**22 + 1  # no such process: beyond the kernel's largest
+    paths = [tmp_path / f".sempa-tmp-{host}-{ended}-a.txt" for host in (ours, other)]
+    for path in paths:
+        path.write_text("half")
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == [paths[1].name]
+    long_ago = time.time() - 2 * 24 * 3600
+    os.utime(paths[1], (long_ago, long_ago))
+    files.remove_leftovers(tmp_path)
+    assert names(tmp_path) == []

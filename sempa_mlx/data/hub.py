@@ -52,12 +52,15 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
     """Return the folder of a revision in the cache, which may hold but some files, or None."""
     from huggingface_hub import errors, snapshot_download
 
-    with suppress(errors.LocalEntryNotFoundError):
-        folder = snapshot_download(
+    try:
+        found = snapshot_download(
             repo, repo_type="dataset", revision=revision, local_files_only=True
         )
-        return Path(folder)
-    return None
+        return Path(found)
+    except errors.LocalEntryNotFoundError as error:
+        # Newer versions remember all files of a revision, and miss those nobody asked for.
+        partial = getattr(error, "snapshot_path", None)
+        return None if partial is None else Path(partial)
 
 
 def fetch_snapshot(
@@ -94,6 +97,15 @@ def fetch_snapshot(
     return _reached(repo, what, instead, fetch)
 
 
+def broken_connections() -> tuple[type[Exception], ...]:
+    """Return the errors of a connection that breaks; not all of them are OSErrors."""
+    from huggingface_hub import errors
+
+    # The HTTP library under huggingface_hub changes its name with the version; HfHubHTTPError
+    # inherits from the base of its errors. RuntimeError: what the hf_xet transfer raises.
+    return (cast("type[Exception]", errors.HfHubHTTPError.__bases__[0]), OSError, RuntimeError)
+
+
 def no_room(what: str, error: OSError) -> ResourceError:
     """Return the error of a cache that is full or may not be written to."""
     fix = "free some space, or set HF_HOME to a folder that can be written"
@@ -104,9 +116,6 @@ def no_room(what: str, error: OSError) -> ResourceError:
 def _reached(repo: str, what: str, instead: str, fetch: Callable[[], Path]) -> Path | Problem:
     from huggingface_hub import errors
 
-    # The HTTP library under huggingface_hub changes its name with the version; its errors do not
-    # all become OSErrors, but HfHubHTTPError inherits from their base.
-    transport = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
     try:
         return fetch()
     except errors.LocalEntryNotFoundError as error:
@@ -117,8 +126,7 @@ def _reached(repo: str, what: str, instead: str, fetch: Callable[[], Path]) -> P
         errors.EntryNotFoundError,
     ) as error:
         raise DataError(_refused(repo, what, error), state="nothing was started") from error
-    # RuntimeError: what the hf_xet transfer raises when the connection breaks.
-    except (transport, OSError, RuntimeError) as error:
+    except broken_connections() as error:
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(what, error) from error
         return _out_of_reach(what, instead, error)

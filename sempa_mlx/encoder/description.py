@@ -60,13 +60,14 @@ def vectors_key(
 ) -> str:
     """Return 16 hex digits for what makes vectors as they leave the model.
 
-    That is: the weights of base and adapter, the adapter's scale, prompts, pooling, truncation and
-    the method's parameters. Precision and what happens to the vectors later do not count.
+    That is: the base's weights, settings and tokenizer, the adapter, its scale, prompts, pooling,
+    truncation and the method's parameters. Precision does not count, nor what happens to the
+    vectors later.
     """
     scale = settings.adapter_scale
     adapter = adapter_fingerprint(loaded.model) if scale else None
     parts = [
-        loaded.fingerprint,
+        [loaded.fingerprint, loaded.setup],
         [adapter, scale if adapter else 0],
         [template.fingerprint for template in method.templates],
         [method.name, method.pooling, settings.max_tokens],

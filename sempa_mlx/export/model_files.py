@@ -9,9 +9,10 @@ from typing import Any
 import mlx.core as mx
 
 from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.model.fetched import MODEL_FILES
 from sempa_mlx.model.gguf import model_config, read_gguf
 from sempa_mlx.model.identity import weight_files
-from sempa_mlx.model.load import MODEL_FILES, LoadedModel
+from sempa_mlx.model.load import LoadedModel
 
 CONFIG_FILE = "config.json"
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)

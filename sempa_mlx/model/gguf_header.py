@@ -16,6 +16,11 @@ MAX_DIMENSIONS = 4  # llama.cpp's own limit
 STRING, ARRAY = 8, 9
 # Kinds of numbers, as the module struct calls them.
 SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
+# Of tensors: those that MLX reads exactly. It reads some others too, and Q4_K wrongly (mlx 0.32.4).
+TYPES = {0: "F32", 1: "F16", 30: "BF16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}
+OTHER_TYPES = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1"} | dict(
+    enumerate(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"), start=10)
+)
 _U32 = 4
 _ALIGNMENT = b"general.alignment"
 _LONGEST_NAME = 1 << 16
@@ -36,8 +41,17 @@ def check_header(path: Path) -> None:
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
                 _walk(_Cursor(content))
+            except _UnreadTypeError as error:
+                fix = f"take a file of {', '.join(TYPES.values())}, or an mlx-lm folder"
+                raise ModelError(
+                    Problem(f"{error}, which is not read", str(path), fix=fix)
+                ) from error
             except ValueError as error:
                 raise _refused(path, str(error)) from error
+
+
+class _UnreadTypeError(ValueError):
+    """A tensor is of a type that is not read here."""
 
 
 class _Cursor:
@@ -118,14 +132,18 @@ def _scalar_bytes(kind: int) -> int:
 
 
 def _walk_tensor(cursor: _Cursor) -> None:
-    cursor.name()
+    name = cursor.name()
     dimensions = cursor.int32()
     if not 1 <= dimensions <= MAX_DIMENSIONS:
         raise ValueError(f"a tensor has {dimensions} dimensions")
     sizes = [cursor.int64() for _ in range(dimensions)]
     if 0 in sizes:
         raise ValueError("a tensor is empty")
-    cursor.skip(4 + 8)  # type and offset, which MLX holds against the file itself
+    kind = cursor.int32()
+    if kind not in TYPES:
+        what = f"{name.decode(errors='replace')} is of type {OTHER_TYPES.get(kind, kind)}"
+        raise _UnreadTypeError(what)
+    cursor.skip(8)  # the offset, which MLX holds against the file itself
 
 
 def _refused(path: Path, what: str) -> ModelError:

@@ -1,11 +1,30 @@
-"""Which weights these are: a fingerprint of the files, the same in every precision and place."""
+"""Which model this is: digests of its weights and of its setup, the same in every place."""
 
 import hashlib
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
+
+from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 CHUNK = 4096
 CHUNKS = 256
+# Settings of a folder that change no hidden state, or that the weights or the tokenizer show.
+NEUTRAL = frozenset(
+    {
+        *("_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"),
+        *("use_cache", "quantization", "quantization_config"),
+        *("bos_token_id", "eos_token_id", "pad_token_id"),
+    }
+)
+PROBES = (  # what a tokenizer makes of these tells its ways: case, blanks, digits, scripts, forms
+    'This sentence : "A Man can\'t PLAY 12,345.67 guitars" means in one word:"',
+    "  two  blanks\tand\n\nlines\r\n",
+    "naïve café, cafe\u0301 straße ﬁne ½ № ™",
+    "Москва 東京の夜 서울 مرحبا שלום नमस्ते ไทย 😀👩‍👩‍👧",
+    "x = f(y)[0] -> {'a': 1e-5} // <|im_end|></s> [INST] http://a.b/c?d=e",
+)
 
 
 def weight_files(path: Path) -> list[Path]:
@@ -31,3 +50,20 @@ def fingerprint(files: Iterable[Path]) -> str:
                 handle.seek(piece * span // max(1, pieces - 1))
                 digest.update(handle.read(CHUNK))
     return digest.hexdigest()[:16]
+
+
+def setup_digest(config: Mapping[str, Any], tokenizer: TokenizerWrapper) -> str:
+    """Hash what else than weights makes a model's outputs: 16 hex digits.
+
+    That is its settings, its vocabulary, and what the tokenizer makes of some texts, so that it
+    does not change with the versions of the libraries.
+
+    Args:
+        config: settings under the keys of a Hugging Face config.
+        tokenizer: of the model.
+    """
+    settings = {name: config[name] for name in sorted(config.keys() - NEUTRAL)}
+    vocabulary = sorted(tokenizer.get_vocab().items())
+    tokens = [tokenizer.encode(text) for text in PROBES]
+    text = json.dumps([settings, vocabulary, tokens], default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

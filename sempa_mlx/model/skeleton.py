@@ -61,7 +61,7 @@ def load_skeleton(settings: ModelConfig) -> LoadedModel:
             raise ModelError(Problem(what, str(location.path))) from error
         tokenizer = TokenizerWrapper(build_tokenizer(header.metadata))
     else:
-        model, tokenizer = load_folder(location.path, weights=False)
+        model, tokenizer, _ = load_folder(location.path, weights=False)
     dtype = runtime.resolve_dtype(settings.dtype)
     return LoadedModel(model, tokenizer, location, dtype, fingerprint="")
 

@@ -42,7 +42,7 @@ def preference_term(
         candidates = len(rows[0].completions)
         path = store_path(
             default_folder(),
-            fingerprint=loaded.fingerprint,
+            fingerprint=f"{loaded.fingerprint}-{loaded.setup}",
             dtype=runtime.dtype_name(loaded.dtype),
             device=runtime.machine().device,
             candidates=candidates,

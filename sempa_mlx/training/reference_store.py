@@ -50,7 +50,7 @@ def store_path(folder: Path, *, fingerprint: str, dtype: str, device: str, candi
 
     Args:
         folder: where the files of all models are kept.
-        fingerprint: of the base model's weights.
+        fingerprint: of the base model: its weights and its setup.
         dtype: precision of the model, such as `float32`.
         device: kind of device that computes: `cpu`, `metal` or `cuda`.
         candidates: K, completions a row.

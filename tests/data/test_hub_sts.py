@@ -337,6 +337,11 @@ def test_the_real_cache_is_read_without_a_network(tmp_path, monkeypatch):
     blob.write_bytes(jsonl(as_rows()))
     repository.snapshot.mkdir(parents=True)
     (repository.snapshot / "test.jsonl").symlink_to(blob)
+    # What newer versions note of a revision: all of its files, of which one was asked for.
+    listing = repository.snapshot.parents[1] / "trees" / f"{repository.snapshot.name}.json"
+    listing.parent.mkdir()
+    files = {name: {"size": 9, "blob_id": 40 * "a"} for name in ("test.jsonl", "README.md")}
+    listing.write_text(json.dumps({"format_version": 1, "files": files}))
     (task,) = load_hub_tasks(["STS17/en-de"])
     assert task.pairs == pairs_of(EN_DE)
     begin = time.monotonic()

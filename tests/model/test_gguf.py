@@ -1,3 +1,5 @@
+import struct
+
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -5,6 +7,7 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.errors import ModelError
 from sempa_mlx.model.gguf import GgufFile, build_model, model_config, read_gguf
+from sempa_mlx.model.gguf_shapes import read_shapes
 from sempa_mlx.model.load import load_model
 from tests.arrays import as_numpy, assert_equal
 from tests.tiny import CHATML, tiny_tokenizer
@@ -18,7 +21,7 @@ from tests.tiny_gguf import (
     write_gguf,
 )
 
-KINDS = ("F32", "F16", "Q8_0", "Q4_0", "Q4_1")
+KINDS = ("F32", "F16", "BF16", "Q8_0", "Q4_0", "Q4_1")
 NAMES = {
     "token_embd.weight": "model.embed_tokens.weight",
     "output_norm.weight": "model.norm.weight",
@@ -294,3 +297,19 @@ def test_metadata_are_plain_values(tmp_path):
     assert isinstance(gguf.metadata["llama.rope.freq_base"], float)
     assert isinstance(gguf.metadata["tokenizer.ggml.token_type"], list)
     assert gguf.metadata["tokenizer.ggml.tokens"][:1] == ["<|im_start|>"]
+
+
+@pytest.mark.parametrize(("kind", "name"), [(12, "Q4_K"), (14, "Q6_K"), (6, "Q5_0"), (99, "99")])
+def test_types_of_tensors_that_are_not_read_exactly_are_refused(tmp_path, kind, name):
+    """mlx 0.32.4 reads Q4_K, the most common of all, with the scales of other blocks."""
+    write(tmp_path / "m.gguf", "Q8_0")
+    content = (tmp_path / "m.gguf").read_bytes()
+    tensor = b"blk.0.ffn_up.weight"
+    at = content.index(tensor) + len(tensor) + 4 + 2 * 8  # dimensions, two sizes
+    assert struct.unpack_from("<I", content, at) == (8,)
+    changed = content[:at] + struct.pack("<I", kind) + content[at + 4 :]
+    (tmp_path / "m.gguf").write_bytes(changed)
+    for read in (read_gguf, read_shapes):
+        with pytest.raises(ModelError, match=f"blk.0.ffn_up.weight is of type {name}, which") as e:
+            read(tmp_path / "m.gguf")
+        assert "take a file of F32, F16, BF16, Q4_0, Q4_1, Q8_0" in e.value.problems[0].fix

@@ -1,5 +1,8 @@
-"""Fingerprints of weight files."""
+"""Digests of weight files, and of what else makes a model."""
 
+import json
+
+from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.model.identity import fingerprint, weight_files
 from sempa_mlx.model.load import load_model
 from tests.tiny import write_tiny_folder
@@ -58,3 +61,22 @@ def test_a_model_has_one_fingerprint_in_every_precision(tmp_path):
     }
     assert len(names) == 1
     assert weight_files(tmp_path / "model") == [tmp_path / "model" / "model.safetensors"]
+
+
+def test_settings_and_tokenizer_tell_models_of_equal_weights_apart(tmp_path):
+    def loaded(name, file, **changes):
+        write_tiny_folder(tmp_path / name)
+        path = tmp_path / name / file
+        path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+        return load_model(str(tmp_path / name))
+
+    base = loaded("base", "config.json")
+    same = loaded("same", "config.json", transformers_version="9", torch_dtype="float16")
+    turned = loaded("turned", "config.json", rope_theta=1e6)
+    lower = loaded("lower", "tokenizer.json", normalizer={"type": "Lowercase"})
+    assert {each.fingerprint for each in (base, same, turned, lower)} == {base.fingerprint}
+    assert base.setup == same.setup
+    assert len({each.setup for each in (base, turned, lower)}) == 3
+    keys = [Encoder(each).vectors_key for each in (base, same, turned, lower)]
+    assert keys[0] == keys[1]
+    assert len(set(keys)) == 3

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 from huggingface_hub import errors as hub
 from mlx.utils import tree_flatten
+from mlx_lm.utils import quantize_model
 
 from sempa_mlx import runtime
 from sempa_mlx.errors import ModelError
 from sempa_mlx.model import load
+from sempa_mlx.model.fetched import MODEL_FILES
 from sempa_mlx.model.identity import fingerprint
-from sempa_mlx.model.load import ALIASES, MODEL_FILES, Alias, load_model, locate
+from sempa_mlx.model.load import ALIASES, Alias, load_model, locate
 from tests.arrays import assert_close
 from tests.pool import pool_share
 from tests.tiny import END, START, tiny_config, tiny_tokenizer, write_tiny_folder
@@ -363,3 +365,35 @@ def test_a_tiny_config_is_whole():
     """The helper's folder is what mlx-lm's own config reader expects."""
     assert tiny_config("llama")["model_type"] == "llama"
     assert tiny_config("llama-untied")["model_type"] == "llama"
+
+
+def test_quantised_weights_are_unpacked_without_rounding_to_their_scales(tmp_path):
+    model = write_tiny_folder(tmp_path / "base", hidden_size=64, intermediate_size=64)
+    model, config = quantize_model(model, {}, 64, 4)
+    model.set_dtype(mx.bfloat16)  # as mlx-lm writes scales
+    found = json.loads((tmp_path / "base" / "config.json").read_text())
+    (tmp_path / "base" / "config.json").write_text(json.dumps(found | config))
+    weights = dict(tree_flatten(model.parameters()))
+    mx.save_safetensors(str(tmp_path / "base" / "model.safetensors"), weights)
+    name = "model.layers.0.mlp.up_proj"
+    packed, scales, biases = (weights[f"{name}.{part}"] for part in ("weight", "scales", "biases"))
+    exact = mx.dequantize(
+        packed, scales.astype(mx.float32), biases.astype(mx.float32), group_size=64, bits=4
+    )
+    loaded = load_model(str(tmp_path / "base"), dtype="float32")
+    unpacked = dict(tree_flatten(loaded.model.parameters()))[f"{name}.weight"]
+    np.testing.assert_array_equal(np.array(unpacked), np.array(exact))
+
+
+TRANSPORT = hub.HfHubHTTPError.__bases__[0]  # of the HTTP library, whose name changes
+
+
+@pytest.mark.parametrize("error", [TRANSPORT("reset"), RuntimeError("Data processing error")])
+def test_a_connection_that_breaks_half_way_is_no_bug(error, monkeypatch):
+    def broken(*_arguments, **_options):
+        raise error
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", broken)
+    with pytest.raises(ModelError, match="fetching `owner/model` was cut off") as caught:
+        load_model("owner/model")
+    assert "run it again" in caught.value.problems[0].fix

@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from sempa_mlx.errors import ModelError
-from sempa_mlx.model.load import MODEL_FILES, load_model
+from sempa_mlx.model.fetched import MODEL_FILES
+from sempa_mlx.model.load import load_model
 from tests.tiny import write_tiny_folder
 
 CANARY = "from pathlib import Path\nPath(__file__).with_name('ran').touch()\n"
