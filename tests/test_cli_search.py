@@ -14,6 +14,7 @@ import pytest
 from sempa_mlx.encoder.coder_file import CODER_FILE, write_coder
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.fitting import default_folder, fit_after
+from sempa_mlx.encoder.postprocess import read_post, write_post
 from sempa_mlx.encoder.sparse import code_cosines
 from sempa_mlx.encoder.sparse_embed import Coding
 from sempa_mlx.encoder.sparse_store import SparseStore, read_store, write_store
@@ -317,9 +318,14 @@ def test_a_map_that_is_gone_can_be_named(space, here, monkeypatch):
     outcome = refused(1, "search", "a.npy", "a cat")
     assert "the map of the vectors (abtt " in outcome.err
     assert "--post FILE" in outcome.err
-    fit = json.loads((here / "a.json").read_text())["post"]["fit"]
-    kept = next(path for path in default_folder().glob("*") if fit.encode() in path.read_bytes())
+    about = json.loads((here / "a.json").read_text())
+    fits = {path: read_post(path) for path in default_folder().glob("*.safetensors")}
+    alike = [path for path, fit in fits.items() if fit.describe() == about["post"]]
+    kept = next(path for path in alike if fits[path].vectors == about["vectors"])
     done("search", "a.npy", "a cat", "--post", kept)
+    write_post(here / "other.safetensors", replace(fits[kept], vectors="f" * 16))
+    outcome = refused(1, "search", "a.npy", "a cat", "--post", "other.safetensors")
+    assert "the map of the vectors (abtt " in outcome.err
 
 
 @pytest.mark.parametrize("name", ["run.npz", "run.npy"])

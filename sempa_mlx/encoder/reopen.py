@@ -77,7 +77,7 @@ def reopen(
         raise ModelError(Problem(what, place, found, "name the adapter that it was made with"))
     if described is None:
         return encoder
-    fit = _find_fit(described, _candidates(run, post), place)
+    fit = _find_fit(described, key, _candidates(run, post), place)
     return Encoder(loaded, replace(settings, post=fit))
 
 
@@ -107,11 +107,14 @@ def _candidates(run: Path | None, post: Path | None) -> Iterator[Path]:
     yield from sorted(default_folder().glob("*.safetensors"))
 
 
-def _find_fit(described: dict[str, Any], candidates: Iterator[Path], place: str) -> PostFit:
+def _find_fit(
+    described: dict[str, Any], key: str, candidates: Iterator[Path], place: str
+) -> PostFit:
+    """Return the map that is described, and fitted to the vectors of that key."""
     for path in candidates:
         with suppress(ModelError):  # none there, or damaged
             fit = read_post(path)
-            if fit.describe() == described:
+            if fit.describe() == described and fit.vectors == key:
                 return fit
     what = f"the map of the vectors ({described.get('kind')} {described.get('fit')}) was not found"
     raise ModelError(Problem(what, place, fix="name its file: --post FILE.safetensors"))
