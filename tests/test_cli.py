@@ -743,8 +743,9 @@ def test_every_fault_is_listed_of_however_many(here):
 
 
 def test_a_run_to_resume_may_be_named_by_its_setting(here):
-    outcome = refused(2, "train", "--resume", "--set", "output.path=elsewhere")
-    assert "elsewhere holds no run to resume" in outcome.err
+    for given in ("output.path=elsewhere", " output.path = 'elsewhere'"):
+        outcome = refused(2, "train", "--resume", "--set", given)
+        assert "elsewhere holds no run to resume" in outcome.err
 
 
 def test_a_report_that_measures_nothing_takes_no_pairs(here):

@@ -561,3 +561,23 @@ def test_a_map_that_is_asked_for_takes_the_place_of_the_runs(space, here):
     line += ["--adapter-scale", "0.5"]
     assert "belongs to other vectors" in refused(2, *line).err
     done(*line, "--post", "abtt:1", "--post-fit", space / "notes.txt")
+
+
+def test_codes_that_a_kill_left_without_their_description_are_made_again(space, here):
+    (here / "notes.txt").write_text("A cat\nTwo dogs\n")
+    line = ["embed", "notes.txt", "--model", space / "base", "--update", "--precision", "int8"]
+    done(*line)
+    (here / "notes.txt.int8.json").unlink()
+    refused(3, "search", "notes.txt.npy", "cat", "--precision", "int8")
+    done(*line)
+    done("search", "notes.txt.npy", "cat", "--precision", "int8")
+
+
+def test_other_settings_of_the_same_weights_are_another_model(space, here):
+    shutil.copytree(space / "base", here / "base")
+    (here / "notes.txt").write_text("A cat\nTwo dogs\n")
+    done("embed", "notes.txt", "--model", "base")
+    config = json.loads((here / "base" / "config.json").read_text())
+    (here / "base" / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
+    error = refused(1, "search", "notes.txt.npy", "cat").err
+    assert "with other settings or tokenizer, or by an earlier version" in error

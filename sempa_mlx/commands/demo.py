@@ -116,7 +116,7 @@ def _has_settings(run_folder: Path, config: SempaConfig) -> bool:
 
     copy = run_folder / CONFIG_COPY
     try:  # wherever the folder was when it was written
-        found = resolve_config(copy, sets=[f"output.path={config.output.path}"]).config
+        found = resolve_config(copy, flags={"--folder": ("output.path", config.output.path)}).config
     except ConfigError:
         return False
     return found == config

@@ -107,8 +107,9 @@ def _settings(request: TrainRequest) -> Resolved:
 
 def _named_folder(request: TrainRequest) -> Path:
     """Return the run folder that the command line names, by flag or setting, or the default."""
+    key = "output.path"
     sets = [each.partition("=") for each in request.sets]
-    named = [parse_setting(key, text, "--set") for key, _, text in sets if key == "output.path"]
+    named = [parse_setting(key, text, "--set") for name, _, text in sets if name.strip() == key]
     found = [str(each.value) for each in named if isinstance(each, Setting) and each.value]
     flag = request.flags.get("--adapter-path", ("", None))[1]
     return Path(flag or next(iter(found), OutputConfig().path))

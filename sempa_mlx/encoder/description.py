@@ -38,6 +38,7 @@ def describe(
             "name": loaded.location.reference,
             "revision": loaded.location.revision,
             "fingerprint": loaded.fingerprint,
+            "setup": loaded.setup,
         },
     }
 

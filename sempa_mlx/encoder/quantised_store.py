@@ -157,12 +157,25 @@ def about_path(out: Path) -> Path:
 
 
 def describes_codes(out: Path) -> bool:
-    """Tell whether what stands beside `out` says that codes are in it."""
+    """Tell whether what stands beside `out` says that codes are in it, or it looks like them.
+
+    A kill while codes are replaced leaves them without what says so.
+    """
     try:
         about = json.loads(about_path(out).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return _looks_like_codes(out)
     except (OSError, ValueError):
         return False
     return isinstance(about, dict) and {"precision", "middle"} <= about.keys()
+
+
+def _looks_like_codes(out: Path) -> bool:
+    try:
+        codes = map_array(out)
+    except (OSError, ValueError, TypeError, EOFError):
+        return False
+    return codes.ndim == 2 and codes.dtype in (np.int8, np.uint8)
 
 
 def _ranges(store: DenseStore, precision: str) -> tuple[np.ndarray, np.ndarray]:

@@ -70,6 +70,10 @@ def reopen(
             raise ModelError(Problem(what, place, fix="say where it is: --adapter-path DIR"))
         load_adapter(loaded, run)
     encoder = Encoder(loaded, settings)
+    if encoder.vectors_key != key and about["model"].get("setup") != loaded.setup:
+        what = f"made by the weights of `{loaded.location.name}` with other settings or tokenizer"
+        fix = "embed again: --force; or name the model as it was: --model"
+        raise ModelError(Problem(f"{what}, or by an earlier version", place, fix=fix))
     if encoder.vectors_key != key:
         adapter = f"the adapter in {run}" if run else "no adapter"
         what = f"made by another encoder than `{loaded.location.name}` with {adapter}"

@@ -67,6 +67,7 @@ def write_tuning(path: Path, encoder: Encoder, tuning: Tuning) -> None:
         "name": location.reference,
         "revision": location.revision,
         "fingerprint": encoder.loaded.fingerprint,
+        "setup": encoder.loaded.setup,
     }
     document = {"format": FORMAT, "model": model, "tuned": [*kept, entry]}
     write_text(path, json.dumps(document, indent=1) + "\n")
@@ -119,7 +120,7 @@ def _entries(path: Path, encoder: Encoder) -> Sequence[dict[str, Any]]:
     except (ValueError, KeyError, TypeError) as error:
         what = f"not a file of tuned parameters ({error!r})"
         raise ModelError(Problem(what, str(path), fix="tune anew into another file")) from error
-    if base != encoder.loaded.fingerprint:
+    if base != encoder.loaded.fingerprint or model.get("setup") not in (None, encoder.loaded.setup):
         given = f"`{encoder.loaded.location.name}` ({encoder.loaded.fingerprint})"
         what = f"tuned for another model: `{name}` ({base}), not {given}"
         raise ModelError(Problem(what, str(path), fix="tune this model into a file of its own"))

@@ -1,5 +1,6 @@
 """Models from the Hub, or its cache: which files are fetched, and what goes wrong on the way."""
 
+import json
 from pathlib import Path
 
 from sempa_mlx.data.hub import NO_ROOM, broken_connections, no_room
@@ -44,6 +45,10 @@ def fetch_model(hub_id: str, revision: str | None, *, weights: bool = True) -> P
     except HFValidationError:
         raise
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        # Newer versions remember all files of a revision, and miss those nobody needs.
+        partial = getattr(error, "snapshot_path", None)
+        if partial is not None and _is_whole(Path(partial), weights=weights):
+            return Path(partial)
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(f"the model `{hub_id}`", error) from error
         commit = f" --revision {revision}" if revision else ""
@@ -57,3 +62,21 @@ def fetch_model(hub_id: str, revision: str | None, *, weights: bool = True) -> P
     except broken_connections() as error:
         what = f"fetching `{hub_id}` was cut off ({type(error).__name__}: {error})"
         raise ModelError(Problem(what, fix="run it again: what was fetched stays")) from error
+
+
+def missing_parts(path: Path) -> list[str]:
+    """List files of weights that the index names and the folder lacks, as after half a download."""
+    try:
+        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
+        return sorted(
+            name for name in set(index["weight_map"].values()) if not (path / name).exists()
+        )
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or no use
+        return []
+
+
+def _is_whole(folder: Path, *, weights: bool) -> bool:
+    """Tell whether a snapshot holds what a model needs, whatever else its repository has."""
+    has_tokenizer = any((folder / f"tokenizer.{ending}").exists() for ending in ("json", "model"))
+    has_weights = any(folder.glob("model*.safetensors")) and not missing_parts(folder)
+    return (folder / "config.json").exists() and has_tokenizer and (has_weights or not weights)

@@ -1,8 +1,8 @@
 """GGUF files of the Llama family: metadata and weights in the form mlx-lm's Llama takes.
 
-Read through `mx.load`, which takes F32, F16, Q4_0, Q4_1 and Q8_0 blocks. llama.cpp stores the rows
-of q and k in the order its rotary kernel wants; that permutation is undone here. The tokenizer is
-built by `gguf_tokenizer`.
+Read through `mx.load`; of which types, `gguf_header` says. llama.cpp stores the rows of q and k in
+the order its rotary kernel wants; that permutation is undone here. The tokenizer is built by
+`gguf_tokenizer`.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ import numpy as np
 from mlx_lm.models import llama
 
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.model.gguf_header import check_header
+from sempa_mlx.model.gguf_header import BF16, check_header
 
 QUANT_GROUP = 32  # every GGUF block type that mx.load keeps packed has 32 weights to a scale
 BLOCK_NAMES = {
@@ -67,7 +67,7 @@ def read_gguf(path: Path) -> GgufFile:
         ModelError: the file is unreadable, or not of the Llama family.
     """
     try:
-        check_header(path)
+        types = check_header(path)
         loaded: Any = mx.load(str(path), return_metadata=True)
         tensors, raw = loaded
     except (RuntimeError, ValueError, OSError) as error:
@@ -76,6 +76,10 @@ def read_gguf(path: Path) -> GgufFile:
         ) from error
     metadata = {key: _plain(value) for key, value in raw.items()}
     check_family(metadata, path)
+    for name in (name for name, kind in types.items() if kind == BF16):
+        if not mx.isfinite(tensors[name]).all().item():  # MLX makes float16 of it
+            what = f"{name} is of type BF16 and holds weights beyond float16"
+            raise ModelError(Problem(what, str(path), fix="take a file of F32 or Q8_0"))
     return GgufFile(path, tensors, metadata)
 
 

@@ -16,8 +16,10 @@ MAX_DIMENSIONS = 4  # llama.cpp's own limit
 STRING, ARRAY = 8, 9
 # Kinds of numbers, as the module struct calls them.
 SCALARS = dict(enumerate(("B", "b", "H", "h", "I", "i", "f", "?"))) | {10: "Q", 11: "q", 12: "d"}
-# Of tensors: those that MLX reads exactly. It reads some others too, and Q4_K wrongly (mlx 0.32.4).
-TYPES = {0: "F32", 1: "F16", 30: "BF16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0"}
+# Of tensors: those that MLX reads as they are, BF16 and Q6_K (the embeddings of many Q4_0 files)
+# rounded to float16. It reads some others too, and Q4_K wrongly (mlx 0.32.4).
+TYPES = {0: "F32", 1: "F16", 30: "BF16", 2: "Q4_0", 3: "Q4_1", 8: "Q8_0", 14: "Q6_K"}
+BF16 = 30
 OTHER_TYPES = {6: "Q5_0", 7: "Q5_1", 9: "Q8_1"} | dict(
     enumerate(("Q2_K", "Q3_K", "Q4_K", "Q5_K", "Q6_K", "Q8_K"), start=10)
 )
@@ -28,8 +30,8 @@ _LONGEST_NAME = 1 << 16
 _INT32, _INT64 = Struct("<I"), Struct("<Q")
 
 
-def check_header(path: Path) -> None:
-    """Refuse a GGUF file whose header does not hold together.
+def check_header(path: Path) -> dict[str, int]:
+    """Refuse a GGUF file whose header does not hold together; return the types of its tensors.
 
     Raises:
         ModelError: a count or a length points beyond the file, or a type is unknown.
@@ -40,7 +42,7 @@ def check_header(path: Path) -> None:
             raise _refused(path, "the file is empty")
         with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             try:
-                _walk(_Cursor(content))
+                return _walk(_Cursor(content))
             except _UnreadTypeError as error:
                 fix = f"take a file of {', '.join(TYPES.values())}, or an mlx-lm folder"
                 raise ModelError(
@@ -89,7 +91,7 @@ class _Cursor:
         return self.take(length)
 
 
-def _walk(cursor: _Cursor) -> None:
+def _walk(cursor: _Cursor) -> dict[str, int]:
     if cursor.take(4) != MAGIC:
         raise ValueError("it does not begin as GGUF")
     version = cursor.int32()
@@ -98,8 +100,7 @@ def _walk(cursor: _Cursor) -> None:
     num_tensors, num_values = cursor.int64(), cursor.int64()
     for _ in range(num_values):
         _walk_value(cursor)
-    for _ in range(num_tensors):
-        _walk_tensor(cursor)
+    return dict(_walk_tensor(cursor) for _ in range(num_tensors))
 
 
 def _walk_value(cursor: _Cursor) -> None:
@@ -131,7 +132,7 @@ def _scalar_bytes(kind: int) -> int:
     return calcsize(f"<{SCALARS[kind]}")
 
 
-def _walk_tensor(cursor: _Cursor) -> None:
+def _walk_tensor(cursor: _Cursor) -> tuple[str, int]:
     name = cursor.name()
     dimensions = cursor.int32()
     if not 1 <= dimensions <= MAX_DIMENSIONS:
@@ -144,6 +145,7 @@ def _walk_tensor(cursor: _Cursor) -> None:
         what = f"{name.decode(errors='replace')} is of type {OTHER_TYPES.get(kind, kind)}"
         raise _UnreadTypeError(what)
     cursor.skip(8)  # the offset, which MLX holds against the file itself
+    return name.decode(errors="replace"), kind
 
 
 def _refused(path: Path, what: str) -> ModelError:

@@ -4,7 +4,6 @@ The only module that loads through mlx-lm. Code from a model's repository is nev
 """
 
 import difflib
-import json
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -21,7 +20,7 @@ from sempa_mlx import runtime
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.malloc import keep_freed_memory
 from sempa_mlx.model.cpu_functions import use_fast_functions
-from sempa_mlx.model.fetched import fetch_model
+from sempa_mlx.model.fetched import fetch_model, missing_parts
 from sempa_mlx.model.folder_config import check_folder, fix_for_code
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
@@ -142,7 +141,7 @@ def _not_found(name: str) -> Problem:
 def _checked_folder(path: Path) -> Path:
     missing = [name for name in ("config.json",) if not (path / name).exists()]
     weights = list(path.glob("model*.safetensors"))
-    missing += _missing_parts(path) if weights else ["model*.safetensors"]
+    missing += missing_parts(path) if weights else ["model*.safetensors"]
     if missing:
         is_pickled = not weights and any(path.glob("*.bin"))
         found = "only pickled weights (.bin), which are never loaded; " if is_pickled else ""
@@ -156,17 +155,6 @@ def _checked_folder(path: Path) -> Path:
             )
         )
     return path
-
-
-def _missing_parts(path: Path) -> list[str]:
-    """List files of weights that the index names and the folder lacks, as after half a download."""
-    try:
-        index = json.loads((path / "model.safetensors.index.json").read_text(encoding="utf-8"))
-        return sorted(
-            name for name in set(index["weight_map"].values()) if not (path / name).exists()
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):  # no index, or no use
-        return []
 
 
 def _conversion(path: Path) -> str:
@@ -214,7 +202,8 @@ def load_model(
     else:
         model, tokenizer, config = load_folder(location.path)
         if not keep_quantized:
-            model.set_dtype(mx.float32)  # of scales, or the weights would be rounded as these are
+            if any(hasattr(module, "scales") for module in model.modules()):
+                model.set_dtype(mx.float32)  # of scales, or weights would be rounded as these are
             model = dequantize_model(model)
     # What reads texts longer than the model takes cuts them or reads them in parts, and says so.
     tokenizer._tokenizer.deprecation_warnings[_TOO_LONG] = True

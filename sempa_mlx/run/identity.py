@@ -34,6 +34,9 @@ FREE = frozenset(
 )
 
 
+SETUP = "base settings and tokenizer"  # which checkpoints of earlier versions do not name
+
+
 def run_identity(
     config: SempaConfig,
     loaded: LoadedModel,
@@ -50,6 +53,7 @@ def run_identity(
     }
     return settings | {
         "base weights": loaded.fingerprint,
+        SETUP: loaded.setup,
         "dtype": str(loaded.dtype),
         "training rows": _digest(row_key(row) for row in rows),
         "dev pairs": _digest(repr(pair).encode() for pair in data.dev_task.pairs),

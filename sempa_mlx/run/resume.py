@@ -8,6 +8,7 @@ import mlx.core as mx
 from sempa_mlx.errors import Problem, RunError, UsageError
 from sempa_mlx.model.lora import WEIGHTS_FILE
 from sempa_mlx.run.folder import CHECKPOINTS
+from sempa_mlx.run.identity import SETUP
 from sempa_mlx.run.training_run import TrainingRun
 from sempa_mlx.training.checkpoint import differences, latest_checkpoint
 from sempa_mlx.training.trainer import Progress
@@ -30,7 +31,7 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
         none = Problem("no checkpoint to resume from", str(folder), fix="start again with --force")
         raise RunError([none, *found.skipped], state="nothing was started")
     checkpoint = found.checkpoint
-    others = differences(checkpoint.identity, run.identity)
+    others = differences({SETUP: run.identity[SETUP]} | checkpoint.identity, run.identity)
     if others:
         raise UsageError(
             [

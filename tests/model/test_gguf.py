@@ -1,5 +1,6 @@
 import struct
 
+import gguf
 import mlx.core as mx
 import numpy as np
 import pytest
@@ -299,7 +300,7 @@ def test_metadata_are_plain_values(tmp_path):
     assert gguf.metadata["tokenizer.ggml.tokens"][:1] == ["<|im_start|>"]
 
 
-@pytest.mark.parametrize(("kind", "name"), [(12, "Q4_K"), (14, "Q6_K"), (6, "Q5_0"), (99, "99")])
+@pytest.mark.parametrize(("kind", "name"), [(12, "Q4_K"), (10, "Q2_K"), (6, "Q5_0"), (99, "99")])
 def test_types_of_tensors_that_are_not_read_exactly_are_refused(tmp_path, kind, name):
     """mlx 0.32.4 reads Q4_K, the most common of all, with the scales of other blocks."""
     write(tmp_path / "m.gguf", "Q8_0")
@@ -312,4 +313,31 @@ def test_types_of_tensors_that_are_not_read_exactly_are_refused(tmp_path, kind, 
     for read in (read_gguf, read_shapes):
         with pytest.raises(ModelError, match=f"blk.0.ffn_up.weight is of type {name}, which") as e:
             read(tmp_path / "m.gguf")
-        assert "take a file of F32, F16, BF16, Q4_0, Q4_1, Q8_0" in e.value.problems[0].fix
+        assert "take a file of F32, F16, BF16, Q4_0, Q4_1, Q8_0, Q6_K" in e.value.problems[0].fix
+
+
+def test_weights_of_bf16_that_float16_cannot_hold_are_refused(tmp_path):
+    tensors = random_tensors()
+    tensors["blk.0.ffn_up.weight"][0, 0] = 1e5
+    write(tmp_path / "m.gguf", "BF16", tensors)
+    with pytest.raises(
+        ModelError, match=r"blk\.0\.ffn_up\.weight is of type BF16 and holds weights"
+    ):
+        read_gguf(tmp_path / "m.gguf")
+
+
+def test_embeddings_of_q6_k_are_read_as_float16(tmp_path):
+    """As llama.cpp has them in files of Q4_0 whose width is a multiple of 256."""
+    blocks, generator = 4, np.random.default_rng(0)
+    packed = generator.integers(0, 256, (blocks, 210), dtype=np.uint8)
+    packed[:, 208:] = np.full(blocks, 0.01, np.float16).view(np.uint8).reshape(blocks, 2)
+    kind = gguf.GGMLQuantizationType.Q6_K
+    writer = gguf.GGUFWriter(str(tmp_path / "m.gguf"), "llama")
+    writer.add_tensor("token_embd.weight", packed, raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    expected = gguf.quants.dequantize(packed, kind)
+    found = np.array(read_gguf(tmp_path / "m.gguf").tensors["token_embd.weight"])
+    np.testing.assert_array_equal(found, expected.astype(np.float16))

@@ -397,3 +397,25 @@ def test_a_connection_that_breaks_half_way_is_no_bug(error, monkeypatch):
     with pytest.raises(ModelError, match="fetching `owner/model` was cut off") as caught:
         load_model("owner/model")
     assert "run it again" in caught.value.problems[0].fix
+
+
+@pytest.mark.parametrize("missing", ["README.md", "config.json", "tokenizer.json"])
+def test_a_snapshot_that_lacks_what_nobody_needs_is_whole(missing, tmp_path, monkeypatch):
+    """With huggingface_hub itself, which knows all files of a revision."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    repository, commit = tmp_path / "models--owner--model", 40 * "c"
+    write_tiny_folder(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    (repository / "trees").mkdir()
+    names = [path.name for path in (repository / "snapshots" / commit).iterdir()]
+    files = {name: {"size": 9, "blob_id": 40 * "a"} for name in (*names, "onnx/config.json")}
+    listing = {"format_version": 1, "files": files}
+    (repository / "trees" / f"{commit}.json").write_text(json.dumps(listing))
+    (repository / "snapshots" / commit / missing).unlink(missing_ok=True)
+    if missing == "README.md":
+        assert load_model("owner/model").location.revision == commit
+    else:
+        with pytest.raises(ModelError, match="not in the local cache"):
+            load_model("owner/model")
