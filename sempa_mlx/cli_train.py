@@ -45,7 +45,7 @@ def train(
     data: Annotated[
         str | None, data_option("--data", help="Preference file, `nli` or `demo`.")
     ] = None,
-    iters: Annotated[int | None, setting("--iters", help="Optimizer steps.")] = None,
+    iters: Annotated[int | None, setting("--iters", help="At most so many steps.")] = None,
     batch_size: Annotated[int | None, setting("--batch-size", help="Pairs a step.")] = None,
     learning_rate: Annotated[
         float | None, setting("--learning-rate", help="Peak of the schedule.")

@@ -72,7 +72,7 @@ NOTES: Mapping[str, str] = {
     "eval.data": "STS dev file, demo, stsb or auto",
     "eval.pairs": "evenly spread subset of the pairs; null: all",
     "eval.patience": "evaluations without a better score before stopping; null: never",
-    "eval.dial": "adapter scales tried besides 1 on the kept adapter, by Spearman; null: none",
+    "eval.dial": "adapter scales tried after training, if eval.metric is spearman; null: none",
     "eval.dial_always": "try them at every evaluation",
     "sparse.coder": "topk, fista or lexical: fit a sparse coder to what was trained; null: none",
     "sparse.k": "values of a code",

@@ -170,3 +170,19 @@ def test_a_fallback_is_said(folder, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         train(small(train__iters=1), force=True)
+
+
+def test_anything_that_encodes_texts_is_scored(tmp_path):
+    class Letters:
+        def encode(self, texts):
+            return [[float(text.count("a")), 1.0] for text in texts]
+
+    (tmp_path / "a.tsv").write_text("3\taa\taa\n2\taa\ta\n1\taa\tb\n")
+    (score,) = evaluate_sts(Letters(), tmp_path / "a.tsv")
+    assert score.spearman == pytest.approx(1.0)
+
+
+def test_a_scale_that_is_no_number_is_refused():
+    for settings in (EncoderSettings, ParaphraseSettings):
+        with pytest.raises(UsageError, match="adapter_scale is nan"):
+            settings(adapter_scale=float("nan"))

@@ -274,3 +274,9 @@ def test_a_checkpoint_of_an_older_version_takes_the_best_adapter_of_the_folder(i
     again = run_in(inputs, folder, save_every=3)
     resume(again)
     assert_equal(again.best_weights, checkpoint.best)
+
+
+def test_a_run_is_resumed_or_replaced_not_both(whole, inputs, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = refused(2, "train", "--resume", "--force", "--adapter-path", tmp_path / "run")
+    assert "keep one of --resume and --force" in outcome.err

@@ -128,7 +128,8 @@ def test_a_loss_that_compares_no_completions_cannot_choose_the_best_step(inputs,
     line += ["--adapter-path", tmp_path / "run", "--set"]
     outcome = refused(2, *line, "eval.metric=loss")
     assert "`embedding + 2 kl` has none" in outcome.err
-    done(*line, "eval.metric=accuracy")
+    outcome = done(*line, "eval.metric=accuracy")
+    assert "dev accuracy" in outcome.out or "no step beat the base" in outcome.out
     evaluated = [each for each in metrics_of(tmp_path / "run") if "best_step" in each]
     assert all("eval/accuracies" in each for each in evaluated)
     assert not any("eval/loss" in each for each in evaluated)
@@ -192,3 +193,14 @@ def test_kinds_of_adapters_and_losses_train_and_load_again(changes, inputs, tmp_
     steps = [line for line in metrics_of(tmp_path / "run") if "loss" in line]
     assert steps[-1]["loss"] < steps[0]["loss"]
     assert Encoder.load(tmp_path / "run").encode(["A cat"]).shape == (1, 32)
+
+
+def test_a_dev_loss_is_printed_as_it_is_and_reported_on_its_rows(inputs, tmp_path):
+    held_out = f"data.dev={inputs / 'held_out.jsonl'}"
+    line = training(inputs, "eval.metric=loss", held_out)
+    outcome = done(*line, "--adapter-path", tmp_path / "run")
+    assert "-0.69" not in outcome.out
+    assert "0.69" in outcome.out
+    done("report", tmp_path / "run", "--no-measure")
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "held_out.jsonl" in page

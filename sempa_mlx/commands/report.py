@@ -62,6 +62,8 @@ def _check_target(path: Path, *, force: bool) -> None:
     """Let an earlier report be replaced, and nothing else without `force`."""
     from sempa_mlx.report.page import is_report
 
+    if str(path) == "-":
+        raise UsageError(Problem("a report is a file", fix="name one: -o FILE.html"), state=NOTHING)
     if path.is_dir():
         raise UsageError(Problem("is a folder", str(path), fix="name a file"), state=NOTHING)
     is_ours = False

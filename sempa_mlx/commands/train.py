@@ -202,9 +202,9 @@ def _facts(metrics: dict[str, float]) -> list[str]:
 def outcome(run: "TrainingRun") -> str:
     """Say in one line what training did to the dev score, whichever way it went."""
     summary = run.summary()
-    what = {"spearman": "dev Spearman", "loss": "-dev loss", "accuracy": "dev accuracy"}
-    name = what[summary["metric"]]
-    base, best = (_shown(summary[f"{which}_dev_score"]) for which in ("base", "best"))
+    what = {"spearman": "dev Spearman", "loss": "dev loss", "accuracy": "dev accuracy"}
+    name, sign = what[summary["metric"]], -1 if summary["metric"] == "loss" else 1
+    base, best = (_shown(summary[f"{which}_dev_score"], sign) for which in ("base", "best"))
     minutes = summary["seconds"] / 60
     if run.progress.best_step == 0:
         return f"no step beat the base on dev ({base}); {run.folder} holds a neutral adapter"
@@ -214,8 +214,8 @@ def outcome(run: "TrainingRun") -> str:
     )
 
 
-def _shown(score: float | None) -> str:
-    return "undefined" if score is None else f"{score:.2f}"
+def _shown(score: float | None, sign: int) -> str:
+    return "undefined" if score is None else f"{sign * score:.2f}"
 
 
 def _overrides(resolved: Resolved) -> str:

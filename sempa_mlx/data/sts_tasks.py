@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import get_args
 
 from sempa_mlx.data.hub_sts import check_hub_names, is_of_hub, load_hub_tasks
 from sempa_mlx.data.records import StsTask
@@ -22,6 +23,9 @@ def sts_tasks(
         UsageError: unknown tasks; tasks or a protocol are named that cannot be read from there.
         DataError: there is no such thing, or it has faults; all of them are told.
     """
+    if protocol not in (None, *get_args(Protocol)):
+        known = " or ".join(get_args(Protocol))
+        raise UsageError(Problem(f"unknown protocol {protocol!r}", fix=f"name {known}"))
     path, names = Path(data).expanduser(), tuple(dict.fromkeys(names or ()))
     if data != "hub" and not path.exists():
         fix = "give a file of pairs, a folder of STS sets, or `hub`"

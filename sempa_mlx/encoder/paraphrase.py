@@ -54,6 +54,8 @@ class ParaphraseSettings:
     def __post_init__(self) -> None:
         """Refuse what cannot be meant, all of it at once."""
         faults = []
+        if not math.isfinite(self.adapter_scale):
+            faults.append(Problem(f"adapter_scale is {self.adapter_scale}", fix="it is a number"))
         if self.k < 1:
             faults.append(Problem(f"k is {self.k}", fix="ask for 1 or more"))
         if not 0 <= self.temperature < math.inf:

@@ -134,7 +134,7 @@ def read_quantised(store: DenseStore, path: Path, precision: str) -> QuantisedSt
         DataError: there are none, they are not whole, or were made of other vectors.
     """
     out = codes_path(path, precision)
-    fix = f"make them: sempa-mlx embed FILE --update --precision {precision}"
+    fix = f"make them: sempa-mlx embed FILE -o {path} --update --precision {precision}"
     try:
         codes = map_array(out)
         about: dict[str, Any] = json.loads(about_path(out).read_text(encoding="utf-8"))

@@ -1,13 +1,14 @@
 """How vectors are made, and the file `encoder.json` that says so beside an adapter."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from sempa_mlx.encoder.methods import METHODS
 from sempa_mlx.encoder.postprocess import PostFit, read_post, write_post
-from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.errors import ModelError, Problem, UsageError
 from sempa_mlx.files import json_text, write_text
 
 SETTINGS_FILE = "encoder.json"
@@ -41,6 +42,11 @@ class EncoderSettings:
     block: int | None = None
     strength: float | None = None
     post: PostFit | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what is no number."""
+        if not math.isfinite(self.adapter_scale):
+            raise UsageError(f"adapter_scale is {self.adapter_scale}, which is no number")
 
     def with_method(self, method: str | None) -> "EncoderSettings":
         """Return these settings for another method, without what belongs to this one."""

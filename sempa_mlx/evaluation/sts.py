@@ -59,7 +59,8 @@ def evaluate_sts(
     With `resamples`, each score has a bootstrap over its pairs. The pairs drawn depend only on the
     name and size of a task or subset, so the scores of two encoders can be compared pair by pair.
     """
-    vectors = encoder.encode(distinct_sentences(tasks), on_progress=on_progress)
+    options = {} if on_progress is None else {"on_progress": on_progress}
+    vectors = np.asarray(encoder.encode(distinct_sentences(tasks), **options))
     return score_vectors(tasks, vectors, resamples=resamples)
 
 

@@ -122,6 +122,16 @@ def _header(facts: CardFacts) -> str:
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
 
 
+def _dev_data(facts: CardFacts) -> str:
+    """Say what the scores are of: scored pairs, or held-out rows."""
+    if "Spearman" not in facts.metric:
+        return f"rows ({_named(facts.settings.get('data.dev'))})"
+    data = facts.results.get("data")
+    dev = data.get("dev") if isinstance(data, dict) else None
+    used = dev.get("name") if isinstance(dev, dict) else None
+    return f"pairs ({_named(used or facts.settings.get('eval.data'))})"
+
+
 def _measured(facts: CardFacts) -> list[str]:
     """Return the tables of scores, if there are any."""
     found = []
@@ -129,7 +139,7 @@ def _measured(facts: CardFacts) -> list[str]:
         rows = [f"| {step} | {score} |" for step, score in facts.scores]
         best = facts.results.get("best_step")
         kept = "" if best is None else f" The adapter of step {best} was kept."
-        about = f"On the run's own dev pairs ({_named(facts.settings.get('eval.data'))}).{kept}"
+        about = f"On the run's own dev {_dev_data(facts)}.{kept}"
         table = "\n".join([f"| step | {facts.metric} |", "| --- | --- |", *rows])
         found += ["## Measured", f"{about} Step 0 is the base.", table]
     dial = facts.results.get("dial")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sempa_mlx.config_terms import REFERENCE_FREE, parse_terms
+from sempa_mlx.config_terms import REFERENCE_FREE, SENTENCE_TERMS, parse_terms
 from sempa_mlx.report.numbers import value_of
 from sempa_mlx.report.outcome import DEV, Outcome
 from sempa_mlx.report.run_record import RunRecord
@@ -129,11 +129,20 @@ def _ratios(record: RunRecord) -> tuple[str, Line, Line]:
     return title, _line(chosen, "chosen"), _line(rejected, "rejected", "second")
 
 
+def compares_completions(record: RunRecord) -> bool:
+    """Tell whether a term of the loss scores completions, so that beta has a meaning."""
+    try:
+        terms = parse_terms(record.setting("objective.loss") or "")
+    except ValueError:  # of a later version
+        return True
+    return bool(terms.keys() - {*SENTENCE_TERMS, "kl", "sft"})
+
+
 def _is_reference_free(record: RunRecord) -> bool:
     """Tell whether no term of the loss compares with the reference."""
     try:
         terms = parse_terms(record.setting("objective.loss") or "")
     except ValueError:  # of a later version
         return False
-    scored = terms.keys() - {"embedding", "kl"}
+    scored = terms.keys() - {*SENTENCE_TERMS, "kl"}
     return bool(scored) and scored <= {*REFERENCE_FREE, "sft"}

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from sempa_mlx.report.curves import charts, window
+from sempa_mlx.report.curves import charts, compares_completions, window
 from sempa_mlx.report.markup import Markup, element, joined
 from sempa_mlx.report.numbers import shown, value_of
-from sempa_mlx.report.outcome import Outcome
+from sempa_mlx.report.outcome import DEV, Outcome
 from sempa_mlx.report.page import (
     Section,
     bidi,
@@ -72,11 +72,19 @@ def _trained(record: RunRecord, outcome: Outcome) -> list[str]:
         bidi(record.setting("model.name") or "an unknown model"),
         ", trained with the loss ",
         code(loss or "unknown"),
-        "" if math.isnan(beta) else f" (β {beta:g})",
+        f" (β {beta:g})" if beta > 0 and compares_completions(record) else "",
         f" on {count}preference rows of ",
-        bidi(PurePath(record.setting("data.train") or "unknown data").name),
+        bidi(_data(record, "train")),
         f": {outcome.last_step:,} steps" + (f" of {batch} rows." if batch else "."),
     ]
+
+
+def _data(record: RunRecord, which: str) -> str:
+    """Return the name of the training rows or dev pairs that were used, or were asked for."""
+    setting = {"train": "data.train", "dev": "eval.data"}[which]
+    used = _part(_part(record.results, "data"), which).get("name")
+    name = used if isinstance(used, str) else record.setting(setting)
+    return PurePath(name or "unknown data").name
 
 
 def _came_of_it(record: RunRecord, outcome: Outcome) -> list[str]:
@@ -99,10 +107,13 @@ def _came_of_it(record: RunRecord, outcome: Outcome) -> list[str]:
     change = f"{outcome.shown(outcome.base)} to {outcome.shown(outcome.best)} ({gain})"
     scale = f" at scale {outcome.scale:g}" if outcome.scale != 1 else ""
     chosen = "Step and scale were" if outcome.dial else "The step was"
+    on = f"{f'up to {pairs}' if pairs else 'all'} pairs of ", _data(record, "dev")
+    if outcome.key != DEV:  # of held-out rows, not of scored pairs
+        on = "the rows of ", PurePath(record.setting("data.dev") or "unknown data").name
     return [
         f"Best was step {outcome.best_step}{scale}: {outcome.name} went from {change} on ",
-        f"{f'up to {pairs}' if pairs else 'all'} pairs of ",
-        bidi(PurePath(record.setting("eval.data") or "unknown data").name),
+        on[0],
+        bidi(on[1]),
         f". {chosen} chosen by this very score, so expect less on other data.",
     ]
 

@@ -81,6 +81,11 @@ def check_output(folder: Path, *, force: bool = False, resume: bool = False) -> 
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
         raise UsageError(f"{folder} is not a folder", state="nothing was started")
     refuse_in_use(folder)
+    if resume and force:
+        what = "a run is resumed or replaced, not both"
+        raise UsageError(
+            Problem(what, fix="keep one of --resume and --force"), state="nothing was started"
+        )
     if resume:
         check_run(folder)
         return

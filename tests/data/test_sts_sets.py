@@ -54,6 +54,11 @@ def test_a_task_that_is_named_twice_is_read_once(tsv_root):
     assert [task.name for task in found] == ["STSB", "SICKR"]
 
 
+def test_a_protocol_that_is_none_labels_nothing(tsv_root):
+    with pytest.raises(UsageError, match="unknown protocol 'foo'"):
+        sts_tasks(str(tsv_root), ["STSB"], "foo")
+
+
 def test_tab_separated_folders_under_senteval(tsv_root):
     sts12, stsb, sick = load_sts_tasks(tsv_root, ["STS12", "STSB", "SICKR"], protocol="senteval")
     assert (sts12.name, sts12.protocol) == ("STS12", "senteval")
