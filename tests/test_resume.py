@@ -280,3 +280,9 @@ def test_a_run_is_resumed_or_replaced_not_both(whole, inputs, tmp_path):
     shutil.copytree(whole, tmp_path / "run")
     outcome = refused(2, "train", "--resume", "--force", "--adapter-path", tmp_path / "run")
     assert "keep one of --resume and --force" in outcome.err
+
+
+def test_what_resuming_would_take_can_be_looked_at(whole, inputs, tmp_path):
+    shutil.copytree(whole, tmp_path / "run")
+    outcome = done("train", "--resume", "--dry-run", "--adapter-path", tmp_path / "run")
+    assert "nothing was started" in outcome.err

@@ -46,7 +46,7 @@ def run_train(console: Console, request: TrainRequest) -> None:
         from sempa_mlx.commands.plan import show_plan
 
         check_place(Path(config.output.path), config.model.name)
-        check_output(Path(config.output.path), force=True, resume=request.resume)
+        check_output(Path(config.output.path), force=not request.resume, resume=request.resume)
         show_plan(console, resolved, _with_notes(console, read_run_data(config)))
         return
     with claimed(config, force=request.force, resume=request.resume) as remark:
