@@ -441,3 +441,15 @@ def test_a_link_or_the_folder_one_is_in_is_no_new_folder(space, here, form):
     for name, what in (("link", "symbolic link"), ("dangling", "symbolic link"), (".", "you are")):
         error = refused(2, *export(form, space / "run"), "--out", name).err
         assert what in error
+
+
+def test_an_encoder_that_moved_is_found_by_either_option(space, here):
+    done(*export("encoder", space / "run"))
+    done("embed", space / "notes.txt", "-o", "a.npy", "--model", "out")
+    Path("out").rename("elsewhere")
+    refused(1, "search", "a.npy", "a cat")
+    by_model, by_adapter = (
+        done("search", "a.npy", "a cat", option, "elsewhere").out
+        for option in ("--model", "--adapter-path")
+    )
+    assert by_model == by_adapter

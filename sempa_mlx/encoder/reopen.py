@@ -41,7 +41,7 @@ def reopen(
     Args:
         about: what `origin` returned.
         place: the file that says so, for messages.
-        model: where the model lies now; by default where it was.
+        model: where the model lies now, or the folder of an encoder; by default where it was.
         adapter_path: the same of the run folder; one that holds its base needs no `model`.
         post: the file of the fitted map; by default that in the run folder or among those kept.
 
@@ -57,6 +57,8 @@ def reopen(
     except (KeyError, TypeError) as error:
         what = f"does not say what made the vectors ({error!r})"
         raise ModelError(Problem(what, place, fix="embed again")) from error
+    if model is not None and adapter_path is None and (Path(model) / CONFIG_FILE).is_file():
+        adapter_path, model = Path(model), None  # an exported encoder, which holds both
     model = model or _base_inside(adapter_path)
     loaded = _load(model or name, None if model else revision, place)
     if loaded.fingerprint != fingerprint:
