@@ -22,6 +22,7 @@ from sempa_mlx.disk import writing
 from sempa_mlx.errors import Problem, UsageError
 
 _TEMPORARY = re.compile(r"\.sempa-tmp-(?:(h[0-9a-f]{8})-)?([0-9]+)-.+")
+_NAMESPACE = Path("/proc/self/ns/pid")  # another one in every container
 _ABANDONED = 24 * 3600.0  # seconds after which what another machine was writing is given up
 
 
@@ -158,8 +159,8 @@ def _is_owned(path: Path, host: str | None, process: int) -> bool:
 def _host() -> str:
     """Return what tells this machine, or container, from others that may share a folder with it."""
     try:
-        space = Path("/proc/self/ns/pid").stat().st_ino
-    except OSError:
+        space = _NAMESPACE.stat().st_ino
+    except OSError:  # not on a Mac
         space = 0
     return f"h{blake2b(f'{platform.node()} {space}'.encode(), digest_size=4).hexdigest()}"
 

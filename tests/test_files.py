@@ -264,3 +264,10 @@ def test_what_another_machine_writes_is_left_alone_for_a_day(tmp_path):
     os.utime(paths[1], (long_ago, long_ago))
     files.remove_leftovers(tmp_path)
     assert names(tmp_path) == []
+
+
+def test_a_machine_without_namespaces_is_told_by_its_name(tmp_path, monkeypatch):
+    found = files._host.__wrapped__()
+    monkeypatch.setattr(files, "_NAMESPACE", tmp_path / "nowhere")
+    assert files._host.__wrapped__() != found
+    assert len(files._host.__wrapped__()) == len(found) == 9
