@@ -26,6 +26,7 @@ REFERENCE_FREE = ("simpo", "cpo", "orpo")
 RANKED = ("listwise", "softmax")
 BESIDE = ("sft", "embedding", "uniformity", "code", "kl")
 SENTENCE_TERMS = ("embedding", "uniformity", "code")  # over embeddings of the batch
+SCORE_NOTHING = frozenset((*SENTENCE_TERMS, "kl"))  # all others score completions
 NO_AIM = {"kl", "uniformity", "code"}  # none of them says which sentences belong together
 TERMS = (*PAIRWISE, *REFERENCE_FREE, *RANKED, *BESIDE)
 

@@ -6,6 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from sempa_mlx.commands.chosen_encoder import chosen_base
 from sempa_mlx.commands.evaluate import defined, finish
 from sempa_mlx.commands.evaluate_generation import with_error
 from sempa_mlx.console import Console
@@ -41,19 +42,14 @@ def run_eval_frontier(
     from sempa_mlx.evaluation.frontier_svg import frontier_svg
     from sempa_mlx.evaluation.generation import text_drift
     from sempa_mlx.evaluation.sts import distinct_sentences
-    from sempa_mlx.model.lora import check_adapter
     from sempa_mlx.model.released import shown
 
     source = dev_source(request.data)
     task = StsTask(source.label, "dev", load_dev_pairs(source.path, request.pairs))
     content = read_text(request.text, state="nothing was measured")
-    check_adapter(request.adapter)
+    base, revision = chosen_base(request.model, [request.adapter])
     with console.working(f"loading {shown(request.adapter)}"):
-        encoder = (
-            Encoder.load(request.model, adapter_path=request.adapter)
-            if request.model
-            else Encoder.load(request.adapter)
-        )
+        encoder = Encoder.load(base, adapter_path=request.adapter, revision=revision)
     if encoder.settings.post is not None:
         # A map is fitted to the vectors of one scale, and this looks at several.
         console.say(f"without the fitted {encoder.settings.post.kind} of {request.adapter}")

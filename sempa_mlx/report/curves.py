@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sempa_mlx.config_terms import REFERENCE_FREE, SENTENCE_TERMS, parse_terms
+from sempa_mlx.config_terms import REFERENCE_FREE, SCORE_NOTHING, parse_terms
 from sempa_mlx.report.numbers import value_of
 from sempa_mlx.report.outcome import DEV, Outcome
 from sempa_mlx.report.run_record import RunRecord
@@ -130,19 +130,20 @@ def _ratios(record: RunRecord) -> tuple[str, Line, Line]:
 
 
 def compares_completions(record: RunRecord) -> bool:
-    """Tell whether a term of the loss scores completions, so that beta has a meaning."""
-    try:
-        terms = parse_terms(record.setting("objective.loss") or "")
-    except ValueError:  # of a later version
-        return True
-    return bool(terms.keys() - {*SENTENCE_TERMS, "kl", "sft"})
+    """Tell whether a term of the loss compares completions, so that beta has a meaning."""
+    scored = _scoring_terms(record)
+    return scored is None or bool(scored - {"sft"})
 
 
 def _is_reference_free(record: RunRecord) -> bool:
     """Tell whether no term of the loss compares with the reference."""
+    scored = _scoring_terms(record)
+    return scored is not None and bool(scored) and scored <= {*REFERENCE_FREE, "sft"}
+
+
+def _scoring_terms(record: RunRecord) -> set[str] | None:
+    """Return the terms of the loss that score completions; None if it is of a later version."""
     try:
-        terms = parse_terms(record.setting("objective.loss") or "")
-    except ValueError:  # of a later version
-        return False
-    scored = terms.keys() - {*SENTENCE_TERMS, "kl"}
-    return bool(scored) and scored <= {*REFERENCE_FREE, "sft"}
+        return parse_terms(record.setting("objective.loss") or "").keys() - SCORE_NOTHING
+    except ValueError:
+        return None

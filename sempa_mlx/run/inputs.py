@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sempa_mlx.config import SempaConfig
-from sempa_mlx.config_terms import BESIDE, SENTENCE_TERMS
+from sempa_mlx.config_terms import BESIDE, SCORE_NOTHING, SENTENCE_TERMS
 from sempa_mlx.data.preference_rows import SENTENCE_FORMS
 from sempa_mlx.data.preferences import PreferenceReport, read_preferences
 from sempa_mlx.data.readers import read_text
@@ -89,7 +89,7 @@ def _combination_faults(config: SempaConfig) -> list[Problem]:
     if config.eval.metric != "spearman" and config.data.dev is None:
         what = f"eval.metric `{config.eval.metric}` needs preference rows to validate on"
         faults.append(Problem(what, fix="set data.dev"))
-    if config.eval.metric == "loss" and set(config.objective.terms) <= {*SENTENCE_TERMS, "kl"}:
+    if config.eval.metric == "loss" and config.objective.terms.keys() <= SCORE_NOTHING:
         what = f"eval.metric `loss` is of terms that compare completions; `{config.objective.loss}`"
         fix = "set eval.metric=spearman, or accuracy"
         faults.append(Problem(f"{what} has none", fix=fix))
