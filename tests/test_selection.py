@@ -108,7 +108,9 @@ def test_embeddings_that_are_not_finite_have_no_spread():
 @pytest.mark.parametrize(("metric", "sign"), [("loss", -1), ("accuracy", 1)])
 def test_the_best_step_by_held_out_rows(metric, sign, inputs, tmp_path):
     held_out = f"data.dev={inputs / 'held_out.jsonl'}"
-    done(*training(inputs, f"eval.metric={metric}", held_out), "--adapter-path", tmp_path)
+    line = training(inputs, f"eval.metric={metric}", held_out)
+    outcome = done(*line, "--adapter-path", tmp_path)
+    assert f"Spearman; 7 rows of {inputs / 'held_out.jsonl'}" in " ".join(outcome.err.split())
     name = {"loss": "eval/loss", "accuracy": "eval/accuracies"}[metric]
     found = {line["step"]: line[name] for line in metrics_of(tmp_path) if name in line}
     assert found.keys() == {0, 1, 2, 3}

@@ -58,9 +58,16 @@ def cached_snapshot(repo: str, revision: str) -> Path | None:
         )
         return Path(found)
     except errors.LocalEntryNotFoundError as error:
-        # Newer versions remember all files of a revision, and miss those nobody asked for.
-        partial = getattr(error, "snapshot_path", None)
-        return None if partial is None else Path(partial)
+        return partial_snapshot(error)
+
+
+def partial_snapshot(error: Exception) -> Path | None:
+    """Return the folder that an error of a snapshot found in the cache, or None.
+
+    Newer versions remember all files of a revision, and miss those that nobody asked for.
+    """
+    found = getattr(error, "snapshot_path", None)
+    return None if found is None else Path(found)
 
 
 def fetch_snapshot(

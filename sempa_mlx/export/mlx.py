@@ -10,14 +10,13 @@ from mlx.utils import tree_flatten
 
 from sempa_mlx.encoder.coder_file import CODER_FILE
 from sempa_mlx.encoder.settings import POST_FILE, SETTINGS_FILE, read_settings
-from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.export.adapted import BASE_NAME, NOTHING, public_name
+from sempa_mlx.export.adapted import BASE_NAME, public_name
 from sempa_mlx.files import json_text, new_folder, refuse_filled, write_folder_files
 from sempa_mlx.model.gguf import build_model, model_config, read_gguf
 from sempa_mlx.model.gguf_tokenizer import build_tokenizer
 from sempa_mlx.model.identity import fingerprint, weight_files
 from sempa_mlx.model.load import locate
-from sempa_mlx.model.lora import CONFIG_FILE, INSIDE, WEIGHTS_FILE, read_adapter_config
+from sempa_mlx.model.lora import CONFIG_FILE, INSIDE, WEIGHTS_FILE, check_adapter
 from sempa_mlx.model.recorded import recorded_base
 
 BASE_FOLDER = "base"
@@ -55,9 +54,8 @@ def export_mlx(adapter: Path, out: Path, *, base: str | None = None) -> MlxExpor
         ModelError: the adapter or its base cannot be read.
         UsageError: `out` exists and is not an empty folder.
     """
-    config = read_adapter_config(adapter)
+    config = check_adapter(adapter)
     refuse_filled(out)
-    _check_weights(adapter / WEIGHTS_FILE)
     read_settings(adapter)
     about = config.get("sempa") or {}
     location = locate(*recorded_base(adapter, config))
@@ -78,13 +76,6 @@ def export_mlx(adapter: Path, out: Path, *, base: str | None = None) -> MlxExpor
             if (adapter / beside).is_file():
                 shutil.copyfile(adapter / beside, stage / beside)
     return MlxExport(out, model, BASE_FOLDER if is_gguf else None, known)
-
-
-def _check_weights(path: Path) -> None:
-    try:
-        mx.load(str(path))
-    except (RuntimeError, ValueError) as error:
-        raise ModelError(Problem(f"unreadable ({error})", str(path)), state=NOTHING) from error
 
 
 def _copy_settings(source: Path, target: Path, base: str) -> None:

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from sempa_mlx.data.hub import NO_ROOM, broken_connections, no_room
+from sempa_mlx.data.hub import NO_ROOM, broken_connections, no_room, partial_snapshot
 from sempa_mlx.errors import ModelError, Problem
 
 SMALL_FILES = ["*.json", "tokenizer.model", "*.txt", "*.jinja"]
@@ -45,10 +45,9 @@ def fetch_model(hub_id: str, revision: str | None, *, weights: bool = True) -> P
     except HFValidationError:
         raise
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        # Newer versions remember all files of a revision, and miss those nobody needs.
-        partial = getattr(error, "snapshot_path", None)
-        if partial is not None and _is_whole(Path(partial), weights=weights):
-            return Path(partial)
+        partial = partial_snapshot(error)
+        if partial is not None and _is_whole(partial, weights=weights):
+            return partial
         if isinstance(error, OSError) and error.errno in NO_ROOM:
             raise no_room(f"the model `{hub_id}`", error) from error
         commit = f" --revision {revision}" if revision else ""

@@ -85,13 +85,15 @@ class TrainingRun:
         trainable, total = count_parameters(loaded.model)
         dtype = runtime.dtype_name(loaded.dtype)
         dropped = sum(count for _, count in report.dropped) + self.num_too_long
+        rows = len(self.data.dev_records)
         kind = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA"}[config.lora.kind]
         commit = f" at {loaded.location.revision[:12]}" if loaded.location.revision else ""
         return {
             "model": f"{loaded.location.name} ({loaded.location.origin}{commit}), {dtype}",
             "device": f"{machine.device}, {machine.name}, {machine.memory_gb:.0f} GB",
             "data": f"{self.data.train.label}: {self.num_rows} pairs ({dropped} dropped)",
-            "dev": f"{self.data.dev.label}: {len(self.data.dev_task.pairs)} pairs, Spearman",
+            "dev": f"{self.data.dev.label}: {len(self.data.dev_task.pairs)} pairs, Spearman"
+            + (f"; {rows} rows of {config.data.dev}" if rows else ""),
             "prompts": terms["prompts"],
             "adapter": f"{kind} rank {config.lora.rank}, scale {config.lora.scale:g} "
             f"(alpha {config.lora.alpha:g}), {trainable:,} of {total:,} weights",
