@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from sempa_mlx.cli_checks import refuse_unused
+from sempa_mlx.cli_checks import place_to_write, refuse_unused
 from sempa_mlx.cli_options import ForceOption, console, examples
 
 report_app = typer.Typer()
@@ -39,7 +39,12 @@ def report(
         bool, typer.Option("--measure/--no-measure", help="Load the model and measure.")
     ] = True,
     out: Annotated[
-        Path | None, typer.Option("-o", "--out", help="File to write. [default: RUN/report.html]")
+        Path | None,
+        typer.Option(
+            *("-o", "--out"),
+            help="File to write. [default: RUN/report.html]",
+            callback=place_to_write,
+        ),
     ] = None,
     force: ForceOption = False,
 ) -> None:

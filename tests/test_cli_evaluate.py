@@ -1,7 +1,8 @@
 """`sempa-mlx eval` on tiny models: intervals, files of pairs, geometry, key tokens."""
 
 import json
-from dataclasses import asdict
+import shutil
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 from sempa_mlx.commands.evaluate_tokens import _words
 from sempa_mlx.data.sts_files import read_sts_file
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.fitting import fit_after
 from sempa_mlx.evaluation.geometry import measure_geometry
 from sempa_mlx.evaluation.stats import bootstrap_spearman, cosines, paired_difference
 from sempa_mlx.evaluation.tokens import find_key_tokens, measure_alignment
@@ -257,6 +259,42 @@ def test_one_sentence_has_little_geometry(space, here):
     outcome = done("eval", "geometry", "--data", "one.txt", "--model", space / "base")
     assert outcome.out.count("undefined") >= 5
     assert "nan" not in outcome.out
+
+
+# adapters
+
+
+def test_adapters_of_one_name_are_told_apart(space, here):
+    for folder in ("a", "b"):
+        shutil.copytree(space / "run", Path(folder, "adapters"))
+    runs = ("--adapter-path", "a/adapters", "--adapter-path", "b/adapters", "--no-base")
+    rows = done("--json", "eval", "sts", "--data", space / "dev.tsv", *runs).document["results"]
+    assert [row["system"] for row in rows] == ["a/adapters prompteol", "b/adapters prompteol"]
+    generation = ("eval", "generation", "--text", space / "dev.tsv", *runs)
+    rows = done("--json", *generation).document["results"]
+    assert [row["system"] for row in rows] == ["a/adapters", "b/adapters"]
+
+
+def test_the_folder_one_is_in_has_a_name(space, here, monkeypatch):
+    shutil.copytree(space / "run", "mine")
+    monkeypatch.chdir("mine")
+    line = ("eval", "sts", "--data", space / "dev.tsv", "--adapter-path", ".", "--no-base")
+    rows = done("--json", *line).document["results"]
+    assert [row["system"] for row in rows] == ["mine prompteol"]
+
+
+def test_a_map_of_another_scale_is_left_out_with_a_remark(space, here, tmp_path):
+    encoder = Encoder.load(space / "run")
+    post, _ = fit_after(encoder, ["A cat", "A dog", "Two men"], "standardize", 0, folder=tmp_path)
+    shutil.copytree(space / "run", "mapped")
+    Encoder(encoder.loaded, replace(encoder.settings, post=post)).save_settings(here / "mapped")
+    own = encoder.settings.adapter_scale
+    scales = ("--adapter-scale", own, "--adapter-scale", "0.7", "--no-base")
+    line = ("eval", "sts", "--data", space / "dev.tsv", "--adapter-path", "mapped", *scales)
+    assert "mapped x0.7: without the standardize fitted at another scale" in done(*line).err
+    at_own, other = done("--json", *line).document["results"]
+    assert at_own["encoder"]["post"]["kind"] == "standardize"
+    assert other["encoder"]["post"] is None
 
 
 # tokens

@@ -235,6 +235,9 @@ def test_a_text_of_one_token_has_no_perplexity(space, here):
     outcome = done(*frontier(space, "--adapter-scale", "1"), "--text", "a.txt")
     assert "nan" not in outcome.out
     assert outcome.out.count("undefined") == 6
+    done(*frontier(space), "--text", "a.txt", "--plot", "p.svg", "--out", "p.json")
+    assert "<circle" not in Path("p.svg").read_text(), "a point has no place without a KL"
+    assert json.loads(Path("p.json").read_text())["results"]
 
 
 def test_a_frontier_leaves_out_the_map_of_one_scale(space, here, tmp_path):

@@ -98,6 +98,16 @@ def test_json_mode_prints_where_it_is_and_a_key_is_needed(folder, loopback):
     assert err == ""
 
 
+def test_names_that_no_host_header_has_are_refused():
+    outcome = refused(2, "serve", "--allow-host", "my.local:80", "--allow-host", "*")
+    assert [line.split("`")[1] for line in outcome.errors] == ["my.local:80", "*"]
+
+
+def test_a_name_that_no_host_can_have_is_told(monkeypatch):
+    monkeypatch.setenv("SEMPA_API_KEY", KEY)
+    assert "no such host" in refused(2, "serve", "--host", "a..b").err
+
+
 def test_a_port_that_is_taken_is_told_before_the_model_is_loaded(loopback):
     with listen("127.0.0.1", 0) as taken:
         port = taken.getsockname()[1]

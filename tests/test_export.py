@@ -310,6 +310,9 @@ def test_an_encoder_takes_map_and_coder_along(space, here):
     done("embed", space / "notes.txt", "-o", "a.npz", "--model", "out", "--sparse", "out")
     with pytest.raises(UsageError, match="belongs to other vectors"):
         export_encoder(here / "run", here / "dialled", scale=0.5)
+    encoder.save_settings(here / "run")
+    with pytest.raises(UsageError, match="the coder belongs to other vectors"):
+        export_encoder(here / "run", here / "dialled", scale=0.5)
     assert not Path("dialled").exists()
 
 
@@ -431,6 +434,48 @@ def test_an_adapter_for_mlx_takes_map_and_coder_along(space, here):
     np.testing.assert_array_equal(Encoder.load("out").encode(SENTENCES), mapped.encode(SENTENCES))
     modes = {Path("out", name).stat().st_mode for name in ("post.safetensors", "encoder.json")}
     assert len(modes) == 1, "who may read one may read the other"
+
+
+def test_map_and_coder_fit_the_base_that_is_written_for_a_gguf_file(here):
+    tiny_gguf = pytest.importorskip("tests.tiny_gguf")
+    file = here / "tiny.gguf"
+    tiny_gguf.write_gguf(file, tiny_gguf.all_metadata(), tiny_gguf.random_tensors(), "Q4_1")
+    encoder = Encoder.load(write_run(here / "run", file))
+    fit = fit_post(encoder.raw().encode(SENTENCES), "abtt", 1, encoder.vectors_key)
+    mapped = Encoder(encoder.loaded, replace(encoder.settings, post=fit))
+    mapped.save_settings(here / "run")
+    write_coder(here / "run" / CODER_FILE, drawn_coder(encoder.vectors_key, dim=encoder.dim))
+    done(*export("mlx", "run"))
+    found = Encoder.load("out")
+    np.testing.assert_allclose(found.encode(SENTENCES), mapped.encode(SENTENCES), atol=1e-6)
+    assert found.vectors_key != mapped.vectors_key
+    Path("notes.txt").write_text("\n".join(SENTENCES))
+    done("embed", "notes.txt", "-o", "a.npz", "--adapter-path", "out", "--sparse", "out")
+
+
+def test_another_name_of_the_base_has_not_the_commit_of_the_first(space, here):
+    shutil.copytree(space / "run", "run")
+    config = read_adapter_config(here / "run")
+    settings = json.loads(Path("run/encoder.json").read_text())
+    edit_json(here / "run" / CONFIG_FILE, sempa=config["sempa"] | {"base_revision": "b" * 40})
+    edit_json(here / "run" / "encoder.json", model=settings["model"] | {"revision": "b" * 40})
+    done(*export("mlx", "run", "--base", "other/model"))
+    assert json.loads(Path("out", CONFIG_FILE).read_text())["sempa"]["base_revision"] is None
+    model = json.loads(Path("out/encoder.json").read_text())["model"]
+    assert (model["name"], model["revision"]) == ("other/model", None)
+
+
+def test_other_files_in_the_folder_of_a_base_stay_there(space, here):
+    shutil.copytree(space / "base", "base")
+    for name in ("patients.json", "notes.txt", "results.json", "tokenizer.json.bak"):
+        Path("base", name).write_text("{}")
+    Path("base/LICENSE").write_text("free")
+    run = write_run(here / "run", here / "base")
+    for form in ("fused", "encoder"):
+        done("export", "--to", form, "--adapter-path", run, "--out", form)
+        names = {path.name for path in Path(form).rglob("*")}
+        assert {"LICENSE", "tokenizer.json", "tokenizer_config.json"} < names
+        assert not {"patients.json", "notes.txt", "results.json", "tokenizer.json.bak"} & names
 
 
 @pytest.mark.parametrize("form", FORMS)

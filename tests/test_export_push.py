@@ -117,6 +117,8 @@ def test_a_card_of_sentence_transformers_is_of_its_library_and_use(space, here, 
     assert {"sentence-transformers", "feature-extraction"} <= set(header["tags"])
     assert "from sentence_transformers import SentenceTransformer" in text
     assert 'SentenceTransformer("owner/name", truncate_dim=8).encode(' in text
+    assert "normalize_embeddings=True)" in text, "it cuts vectors after it has normalised them"
+    assert "dpo" in header["tags"]
     assert "float32, adapter scale 1, 8 dimensions" in text
     [(_, files)] = hub.uploaded
     assert {"README.md", "modules.json", "1_Pooling/config.json", "model.safetensors"} <= files
@@ -163,6 +165,7 @@ def test_a_public_repository_is_not_taken_for_a_private_one(space, here, hub):
     hub.is_private = False
     outcome = refused(1, *push(space, "encoder", "--private"))
     assert "exists and is public" in outcome.errors[0]
+    assert "hf upload" not in outcome.err, "it would publish what is to be private"
     assert hub.uploaded == []
     assert Path("out/README.md").is_file()
 
@@ -195,6 +198,13 @@ def test_what_the_hub_refuses_is_said_without_the_token(space, here, hub, error,
     assert Path("out/adapters.safetensors").is_file()
 
 
+def test_what_is_to_be_private_stays_so_when_it_is_pushed_by_hand(space, here, hub):
+    hub.error = refusal(500)
+    run = ("--adapter-path", space / "run", "--out", "my out")
+    outcome = refused(1, "export", "--to", "encoder", *run, "--push", "owner/name", "--private")
+    assert "hf upload --private owner/name 'my out'" in outcome.err
+
+
 def test_the_card_of_a_gguf_base_names_the_folder_it_lies_in():
     facts = CardFacts("mlx", "owner/name", "owner/base", "adapter/base", 1.0)
     header, text = header_and_text(model_card(facts))
@@ -217,3 +227,11 @@ def test_a_base_that_was_taken_along_is_pushed_under_its_public_name(space, here
     done("export", "--to", "mlx", *run, "--push", "owner/name")
     assert json.loads(Path("out/adapter_config.json").read_text())["model"] == "owner/model"
     assert json.loads(Path("out/encoder.json").read_text())["model"]["name"] == "owner/model"
+
+
+def test_a_card_has_the_tag_of_dpo_only_if_that_was_the_loss():
+    for loss, is_dpo in (("sigmoid + 2 kl", True), ("embedding + 2 kl", False), (None, False)):
+        settings = {"objective.loss": loss} if loss else {}
+        facts = CardFacts("encoder", "owner/name", None, "", 1.0, settings=settings)
+        header, _ = header_and_text(model_card(facts))
+        assert ("dpo" in header["tags"]) == is_dpo

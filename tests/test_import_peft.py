@@ -182,6 +182,10 @@ def test_other_types_are_refused(here, kind):
         ({"rank_pattern": {"(": 4}}, "not a config of PEFT"),
         ({"lora_dropout": 2}, "dropout: "),
         ({"peft_type": None}, "type None"),
+        ({"r": 4.5}, "r is no whole number"),
+        ({"lora_alpha": True}, "lora_alpha is no number"),
+        ({"lora_alpha": math.nan}, "lora_alpha is no number"),
+        ({"base_model_name_or_path": 5, "revision": 6}, "path is no text; revision is no text"),
     ],
 )
 def test_a_broken_config_is_refused(here, changes, what):

@@ -47,13 +47,18 @@ class Systems:
             for method in self.methods:
                 yield self._made(console, "base", Encoder(loaded, EncoderSettings(method=method)))
             del loaded
+        names = adapter_names(self.adapters)
         for folder in self.adapters:
             with console.working(f"loading {shown(folder)}"):
                 encoder = Encoder.load(base, adapter_path=folder, revision=revision)
             methods = self.adapter_methods or (encoder.settings.method,)
             for scale, method in product(self.scales, methods):
-                settings = replace(encoder.settings.with_method(method), adapter_scale=scale)
-                name = folder.name + ("" if scale == 1 else f" x{scale:g}")
+                name = names[folder] + ("" if scale == 1 else f" x{scale:g}")
+                settings = encoder.settings.with_method(method)
+                if settings.post is not None and settings.adapter_scale != scale:
+                    console.say(f"{name}: without the {settings.post.kind} fitted at another scale")
+                    settings = replace(settings, post=None)
+                settings = replace(settings, adapter_scale=scale)
                 yield self._made(console, name, Encoder(encoder.loaded, settings))
 
     def _made(self, console: Console, name: str, encoder: "Encoder") -> tuple[str, "Encoder"]:
@@ -62,6 +67,15 @@ class Systems:
         if not reads_final_states(encoder):
             console.say(f"{name}: {parameters_of(encoder)}")
         return name, encoder
+
+
+def adapter_names(folders: Sequence[Path]) -> dict[Path, str]:
+    """Return what tables call adapters: the name of the folder, or its path if names are alike."""
+    names = {folder: folder.resolve().name for folder in folders}
+    taken = list(names.values())
+    return {
+        folder: name if taken.count(name) == 1 else str(folder) for folder, name in names.items()
+    }
 
 
 def defined(values: dict[str, Any]) -> dict[str, Any]:

@@ -62,10 +62,6 @@ def run_eval_frontier(
     with console.progress("pairs", num_texts, "sentences") as advance:
         points = frontier_points(encoder, [task], drifts, advance)
     _report(console, points, request, f"{len(task.pairs):,} pairs of {task.name}")
-    if plot is not None:
-        method = encoder.settings.method
-        write_text(plot, frontier_svg(points, f"{request.adapter.name}, {method} on {task.name}"))
-        console.say(f"plot: {plot}")
     document = {
         "adapter": str(request.adapter),
         "pairs": {"source": task.name, "count": len(task.pairs)},
@@ -73,6 +69,11 @@ def run_eval_frontier(
         "encoder": encoder.describe(),
         "results": _documents(points),
     }
+    if plot is not None:
+        name = request.adapter.resolve().name
+        title = f"{name}, {encoder.settings.method} on {task.name}"
+        write_text(plot, frontier_svg(points, title.encode(errors="replace").decode()))
+        console.say(f"plot: {plot}")
     finish(console, document, out)
 
 
@@ -102,7 +103,8 @@ def _report(
         f"{request.text.name}\n"
         f"windows of {WINDOW} tokens; KL to the base in nats a token"
     )
-    console.table(f"{request.adapter.name}: what its scale gains and costs", columns, rows, note)
+    title = f"{request.adapter.resolve().name}: what its scale gains and costs"
+    console.table(title, columns, rows, note)
 
 
 def _spearman_cells(spearman: float, base: float) -> list[str]:

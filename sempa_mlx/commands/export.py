@@ -90,6 +90,7 @@ class Exported:
         model: what mlx-lm opens as base.
         notes: what else to say, also in a model card.
         truncate_dim: length that whoever opens it has to cut vectors to, if they are cut.
+        renormalize: they then have to be made unit length again.
     """
 
     folder: Path
@@ -100,6 +101,7 @@ class Exported:
     model: str = ""
     notes: tuple[str, ...] = ()
     truncate_dim: int | None = None
+    renormalize: bool = False
 
 
 def run_export(console: Console, request: ExportRequest) -> None:
@@ -219,6 +221,7 @@ def _to_sentence_transformers(request: ExportRequest) -> Exported:
         dtype=request.fuse.dtype,
     )
     cut = "" if found.truncate_dim is None else f", truncate_dim={found.truncate_dim}"
+    unit = ", normalize_embeddings=True" if found.renormalize else ""
     return Exported(
         found.folder,
         {
@@ -227,11 +230,12 @@ def _to_sentence_transformers(request: ExportRequest) -> Exported:
             "dim": found.dim,
             "adapter_scale": found.scale,
         },
-        f"SentenceTransformer({str(found.folder)!r}{cut}).encode(['A man plays guitar.'])",
+        f"SentenceTransformer({str(found.folder)!r}{cut}).encode(['A man plays guitar.']{unit})",
         scale=found.scale,
         base=request.base or found.base_name,
         notes=(f"{found.dtype}, adapter scale {found.scale:g}, {found.dim} dimensions",),
         truncate_dim=found.truncate_dim,
+        renormalize=found.renormalize,
     )
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sempa_mlx.commands.chosen_encoder import chosen_base
+from sempa_mlx.commands.evaluate import adapter_names
 from sempa_mlx.console import Console
 from sempa_mlx.errors import UsageError
 
@@ -51,15 +52,15 @@ class Generators:
             with console.working(f"loading {base}"):
                 loaded = load_model(base, revision=revision)
             yield LoadedSystems(loaded, tuple(systems))
+        names = adapter_names(self.adapters)
         for folder in self.adapters:
             with console.working(f"loading {shown(folder)}"):
                 loaded = load_model(base, revision=revision)
                 load_adapter(loaded, folder)
-            systems += [(_name(folder, scale), scale) for scale in self.scales]
+            name = names[folder]
+            systems += [
+                (name if scale == 1 else f"{name} x{scale:g}", scale) for scale in self.scales
+            ]
             yield LoadedSystems(loaded, tuple(systems))
             systems = []
             del loaded
-
-
-def _name(folder: Path, scale: float) -> str:
-    return folder.name if scale == 1 else f"{folder.name} x{scale:g}"

@@ -67,6 +67,7 @@ def _card(request: ExportRequest, exported: Exported) -> str:
         *(request.to, request.push or "", exported.base, exported.model, exported.scale),
         notes=exported.notes,
         truncate_dim=exported.truncate_dim,
+        renormalize=exported.renormalize,
     )
     folder: Path = request.adapter_path
     if any((folder / name).is_file() for name in (METRICS_FILE, CONFIG_COPY)):

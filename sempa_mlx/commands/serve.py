@@ -42,6 +42,7 @@ def run_serve(console: Console, request: ServeRequest) -> None:
     _require_packages()
     api_key = _find_key(console, request)
     _check_host(request.host, api_key)
+    _check_names(request.allow_hosts)
 
     from sempa_mlx.serve.limits import Batching, Limits
     from sempa_mlx.serve.server import listen, url_of
@@ -54,7 +55,9 @@ def run_serve(console: Console, request: ServeRequest) -> None:
             (request.host, *request.allow_hosts),
             api_key,
             Limits(request_seconds=request.timeout),
-            Batching(request.batch_tokens, None if request.batching else 1),
+            Batching(request.batch_tokens)
+            if request.batching
+            else Batching(request.batch_tokens, requests=1, chats=1),
         )
         url = url_of(taken)
         serve(
@@ -109,6 +112,18 @@ def _check_host(host: str, api_key: str | None) -> None:
         what = "a server that other machines reach needs a key"
         fix = f"set {KEY_VARIABLE}, or leave out --host"
         raise UsageError(Problem(what, f"--host {host}", fix=fix), state="nothing was started")
+
+
+def _check_names(hosts: tuple[str, ...]) -> None:
+    from sempa_mlx.serve.guard import is_host
+
+    faults = [
+        Problem(f"--allow-host: `{host}` is no name of a host", fix="such as my-machine.local")
+        for host in hosts
+        if not is_host(host)
+    ]
+    if faults:
+        raise UsageError(faults, state="nothing was started")
 
 
 def _tell(console: Console, url: str, served: "Served", *, has_key: bool) -> None:

@@ -1,5 +1,6 @@
 """Fitting the map after an encoder, once for the same encoder and texts."""
 
+import json
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +9,7 @@ from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.postprocess import PostFit, fit_post, read_post, write_post
 from sempa_mlx.encoder.vector_cache import texts_key
 from sempa_mlx.errors import ModelError
-from sempa_mlx.files import cache_folder
+from sempa_mlx.files import cache_folder, replacing
 
 
 def fit_after(
@@ -46,6 +47,26 @@ def fit_after(
     fit = fit_post(raw[0, 0], kind, components, encoder.vectors_key)
     write_post(path, fit)
     return fit, path
+
+
+def rename_vectors(path: Path, before: str, after: str) -> None:
+    """Write into the file of a map or coder another key of the vectors that it was fitted to.
+
+    That is for vectors that stay what they are while the files of their model change; a file that
+    was fitted to others than `before` is left as it is.
+    """
+    from safetensors import safe_open
+    from safetensors.numpy import save
+
+    with safe_open(path, framework="numpy") as file:
+        about = {key: json.loads(text) for key, text in (file.metadata() or {}).items()}
+        arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    for each in about.values():
+        if each.get("vectors") == before:
+            each["vectors"] = after
+    metadata = {key: json.dumps(each) for key, each in about.items()}
+    with replacing(path) as temporary:
+        temporary.write_bytes(save(arrays, metadata=metadata))
 
 
 def default_folder() -> Path:

@@ -21,7 +21,7 @@ from sempa_mlx.model.generate import Continuation, Start, continue_all
 from sempa_mlx.model.head import max_positions
 from sempa_mlx.model.lora import dialled
 from sempa_mlx.model.prompts import ChatRenderer, tokenize_bare
-from sempa_mlx.model.sampling import draw_from
+from sempa_mlx.model.sampling import COLDEST, draw_from
 
 ROUNDS = 4  # of k draws each, at most
 SPARE_TOKENS = 32  # beyond twice those of the text
@@ -65,8 +65,9 @@ class ParaphraseSettings:
             faults.append(Problem(f"top_p is {self.top_p:g}", fix="it lies above 0, up to 1"))
         if self.max_tokens is not None and self.max_tokens < 1:
             faults.append(Problem(f"max_tokens is {self.max_tokens}", fix="ask for 1 or more"))
-        if self.temperature == 0 and self.k > 1:
-            what = f"temperature 0 always says the same, which cannot give {self.k} paraphrases"
+        if 0 <= self.temperature <= COLDEST and self.k > 1:
+            what = f"temperature {self.temperature:g} always says the same"
+            what += f", which cannot give {self.k} paraphrases"
             faults.append(Problem(what, fix="ask for k 1, or for a temperature above 0"))
         try:
             paraphrase_prompt(self.template, "")
@@ -153,7 +154,7 @@ class Paraphraser:
         Equal texts are paraphrased once.
         """
         drafts = {text: self._begin(text) for text in texts}
-        rounds = ROUNDS if self.settings.temperature else 1
+        rounds = ROUNDS if self.settings.temperature > COLDEST else 1
         for _ in range(rounds):
             self._draw([each for text, each in drafts.items() if text.strip()])
         ranked = self._rank(list(drafts.values()))

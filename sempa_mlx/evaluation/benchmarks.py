@@ -1,7 +1,10 @@
 """Generation benchmarks of one model: every figure with its error, its items and its shots."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+
+import mlx.core as mx
 
 from sempa_mlx.data.lm_tasks import ChoiceTask, LmTask, WorkedTask
 from sempa_mlx.evaluation.choices import METRICS, ChoiceScoring
@@ -9,6 +12,7 @@ from sempa_mlx.evaluation.likelihood import BATCH_TOKENS
 from sempa_mlx.evaluation.means import Mean, plain_mean, pooled_mean
 from sempa_mlx.evaluation.worked import MAX_TOKENS, READINGS, STOPS, same_number
 from sempa_mlx.model.generate import continue_greedily
+from sempa_mlx.model.head import text_model
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import tokenize_prompts
 
@@ -81,9 +85,12 @@ class Benchmarks:
         return found
 
     def _worked(self, task: WorkedTask, on_progress: Progress | None) -> dict[str, list[float]]:
+        prompts = self._prompts[task.name]
+        if prompts and not _predicts(self._loaded, prompts[0]):
+            return dict.fromkeys(READINGS, [math.nan] * len(prompts))
         texts = continue_greedily(
             self._loaded,
-            self._prompts[task.name],
+            prompts,
             max_tokens=MAX_TOKENS,
             stops=STOPS,
             on_progress=on_progress,
@@ -95,6 +102,12 @@ class Benchmarks:
             ]
             for name, read in READINGS.items()
         }
+
+
+def _predicts(loaded: LoadedModel, tokens: Sequence[int]) -> bool:
+    """Tell whether the model has a likeliest token at all, as one with NaN weights has not."""
+    logits = text_model(loaded.model)(mx.array([list(tokens)]))[0, -1]
+    return bool(mx.isfinite(logits).all())
 
 
 def _mean(values: Sequence[float], sections: Sequence[str]) -> Mean:

@@ -1,5 +1,6 @@
 """Multiple choice by likelihood, and what the likelihoods of a question come to."""
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -72,7 +73,12 @@ class ChoiceScoring:
 
 
 def accuracy(scores: np.ndarray, question: ChoiceQuestion) -> float:
-    """Return 1 if the likeliest choice is true, else 0; of equal ones the first counts."""
+    """Return 1 if the likeliest choice is true, else 0; of equal ones the first counts.
+
+    NaN if a likelihood is undefined: then none is the likeliest.
+    """
+    if np.isnan(scores).any():
+        return math.nan
     return float(question.is_true[int(np.argmax(scores))])
 
 

@@ -42,13 +42,13 @@ def frontier_svg(points: Sequence[FrontierPoint], title: str) -> str:
 
     The KL axis is a square root: KL grows with about the square of the scale, so that dots lie
     evenly. Filled dots are on the frontier, hollow ones are beaten. Beside each dot stand its scale
-    and its perplexity; pointing at it shows all its figures. Points without a Spearman are left
-    out.
+    and its perplexity; pointing at it shows all its figures. Points without a Spearman or KL are
+    left out.
     """
     kept = [
         (point, best)
         for point, best in zip(points, on_frontier(points), strict=True)
-        if not math.isnan(point.spearman)
+        if math.isfinite(point.spearman) and math.isfinite(point.drift.kl.value)
     ]
     levels = nice_ticks([point.spearman * 100 for point, _ in kept])
     most = max([point.drift.kl.value for point, _ in kept], default=0.0) or 1e-6

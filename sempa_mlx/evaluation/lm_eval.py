@@ -96,13 +96,16 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def _loglikelihood_tokens(
         self, requests: Sequence[_Encoded], **_others: object
     ) -> list[tuple[float, bool]]:
-        """Score encoded requests; those with the same context are one row."""
-        members: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, (_, context, _) in enumerate(requests):
-            members[tuple(context)].append(index)
+        """Score encoded requests; those with the same context are one row, as far as it goes."""
+        members: dict[tuple[tuple[int, ...], int], list[int]] = defaultdict(list)
+        seen: Counter[tuple[int, ...]] = Counter()  # tokens that follow each context
+        for index, (_, tokens, continuation) in enumerate(requests):
+            context = tuple(tokens)
+            members[context, seen[context] // self._batch_tokens].append(index)
+            seen[context] += len(continuation)
         rows = [
             TokenRow(context, tuple(tuple(requests[index][2]) for index in indices))
-            for context, indices in members.items()
+            for (context, _), indices in members.items()
         ]
         scoring = LikelihoodRows(
             self._loaded, rows, _sections(rows), batch_tokens=self._batch_tokens

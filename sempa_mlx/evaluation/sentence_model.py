@@ -123,15 +123,19 @@ class SentenceModel:
 def _texts(sentences: str | Iterable[str] | Iterable[Mapping[str, Any]]) -> list[str]:
     if isinstance(sentences, str):
         return [sentences]
-    texts: list[str] = []
+    found: list[object] = []
     for item in sentences:
         if isinstance(item, Mapping):
             if "text" not in item:
                 raise UsageError(f"only text can be embedded, not {', '.join(item)}")
             text = item["text"]
-            texts += [text] if isinstance(text, str) else text
+            found += text if isinstance(text, list | tuple) else [text]
         else:
-            texts.append(str(item))
+            found.append(item)
+    texts = [str(each) for each in found if isinstance(each, str)]  # NumPy's become Python's
+    if len(texts) < len(found):
+        kinds = sorted({type(each).__name__ for each in found if not isinstance(each, str)})
+        raise UsageError(f"only text can be embedded, not {', '.join(kinds)}")
     return texts
 
 

@@ -16,6 +16,7 @@ import numpy as np
 from mlx_lm.tokenizer_utils import TokenizerWrapper
 
 from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.model.head import BLOCK_ROWS, head_logits
 from sempa_mlx.model.prompts import tokenize_bare
 
@@ -63,6 +64,11 @@ class TokenAlignment:
     gar_cut: float
 
 
+def reads_last_layer(encoder: Encoder) -> bool:
+    """Tell whether vectors are states behind the model's last norm, which its head can read."""
+    return encoder.parameters.index(encoder.depth) == encoder.depth
+
+
 def find_key_tokens(
     encoder: Encoder,
     texts: Sequence[str],
@@ -77,7 +83,13 @@ def find_key_tokens(
         texts: any number.
         top: K of Hit@K, >= 1.
         on_progress: called with the number of texts embedded.
+
+    Raises:
+        UsageError: the encoder reads an inner layer, which the head cannot read.
     """
+    if not reads_last_layer(encoder):
+        what = f"`{encoder.settings.method}` reads layer {encoder.parameters.layer}, an inner one"
+        raise UsageError(Problem(what, fix="a method that reads what the output head is made for"))
     settings = replace(encoder.settings, normalize=False, truncate_dim=None, post=None)
     states = Encoder(encoder.loaded, settings).encode(texts, on_progress=on_progress)
     tokens = tokenize_bare(texts, encoder.loaded.tokenizer)

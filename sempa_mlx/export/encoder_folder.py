@@ -10,9 +10,10 @@ import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sempa_mlx.encoder.coder_file import CODER_FILE
+from sempa_mlx.encoder.coder_file import CODER_FILE, describe_coder
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.export.adapted import BASE_NAME, open_adapted
+from sempa_mlx.errors import Problem, UsageError
+from sempa_mlx.export.adapted import BASE_NAME, NOTHING, open_adapted
 from sempa_mlx.export.model_files import copy_base
 from sempa_mlx.files import new_folder, refuse_filled
 from sempa_mlx.model.load import Location
@@ -54,13 +55,18 @@ def export_encoder(
 
     Raises:
         ModelError: adapter, base, map or settings cannot be read, or do not belong together.
-        UsageError: `out` is taken, or a fitted map belongs to another scale.
+        UsageError: `out` is taken, or a fitted map or coder belongs to another scale.
         ResourceError: it cannot be written.
     """
     refuse_filled(out)
     opened = open_adapted(adapter, model=model)
     settings = replace(opened.settings, adapter_scale=opened.scale(scale))
     encoder = Encoder(opened.loaded, settings)
+    has_coder = (adapter / CODER_FILE).is_file()
+    if has_coder and describe_coder(adapter)["vectors"] != encoder.vectors_key:
+        what = f"the coder belongs to other vectors than those at scale {settings.adapter_scale:g}"
+        fix = "export at the scale it was fitted at, or fit one there"
+        raise UsageError(Problem(what, str(adapter / CODER_FILE), fix=fix), state=NOTHING)
     location = opened.loaded.location
     with new_folder(out) as stage:
         base = copy_base(location.path, stage / BASE_FOLDER)
@@ -73,6 +79,6 @@ def export_encoder(
         opened.loaded.location = Location(name, base, "this folder", location.revision)
         encoder.save_settings(stage)
         opened.loaded.location = location
-        if (adapter / CODER_FILE).is_file():
+        if has_coder:
             shutil.copyfile(adapter / CODER_FILE, stage / CODER_FILE)
     return EncoderExport(out, opened.public_name, settings.adapter_scale, encoder.dim)

@@ -4,6 +4,7 @@ The token is the one that `hf auth login` keeps, or HF_TOKEN; it is neither read
 """
 
 import re
+import shlex
 from pathlib import Path
 from typing import cast
 
@@ -37,7 +38,9 @@ def push(folder: Path, repo: str, *, is_private: bool) -> str:
     # all become OSErrors, but HfHubHTTPError inherits from their base.
     transport = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
     api = HfApi(library_name="sempa-mlx", library_version=__version__)
-    state = f"the export is whole in {folder}; push it with: hf upload {repo} {folder}"
+    state = f"the export is whole in {folder}"
+    private = " --private" if is_private else ""
+    upload = f"push it with: hf upload{private} {repo} {shlex.quote(str(folder))}"
     try:
         address = str(api.create_repo(repo, private=is_private or None, exist_ok=True))
         if is_private and not api.model_info(repo).private:
@@ -48,7 +51,8 @@ def push(folder: Path, repo: str, *, is_private: bool) -> str:
         api.upload_folder(repo_id=repo, folder_path=folder, commit_message=message)
     # RuntimeError: what the hf_xet transfer raises when the connection breaks.
     except (transport, OSError, RuntimeError, ValueError) as error:
-        raise RunError(_problem(repo, error), state=state) from None  # its text may hold a token
+        # Its text may hold a token.
+        raise RunError(_problem(repo, error), state=f"{state}; {upload}") from None
     return address
 
 

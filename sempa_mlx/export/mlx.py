@@ -2,13 +2,16 @@
 
 import json
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
 
 from sempa_mlx.encoder.coder_file import CODER_FILE
+from sempa_mlx.encoder.encoder import Encoder
+from sempa_mlx.encoder.fitting import rename_vectors
 from sempa_mlx.encoder.settings import POST_FILE, SETTINGS_FILE, read_settings
 from sempa_mlx.export.adapted import BASE_NAME, public_name
 from sempa_mlx.files import json_text, new_folder, refuse_filled, write_folder_files
@@ -57,33 +60,49 @@ def export_mlx(adapter: Path, out: Path, *, base: str | None = None) -> MlxExpor
     config = check_adapter(adapter)
     refuse_filled(out)
     read_settings(adapter)
-    about = config.get("sempa") or {}
+    about: dict[str, Any] = config.get("sempa") or {}
     location = locate(*recorded_base(adapter, config))
     model, name = str(location.path), base or location.reference
     is_gguf = location.path.suffix == ".gguf"
     known = base or public_name(location) or about.get(BASE_NAME)
+    # A commit is one of the repository that it was found in.
+    is_renamed = base not in (None, public_name(location), about.get(BASE_NAME))
     with new_folder(out) as stage:
         if is_gguf:
             files = write_gguf_base(location.path, stage / BASE_FOLDER)
             model, name = str(out / BASE_FOLDER), f"{INSIDE}{BASE_FOLDER}"
             identity = fingerprint(weight_files(files))
-            config["sempa"] = about | {BASE_NAME: known, "base_fingerprint": identity}
+            about = about | {BASE_NAME: known, "base_fingerprint": identity}
+        if is_renamed:
+            about = about | {"base_revision": None}
+        if about:
+            config["sempa"] = about
         text = json.dumps(config | {"model": name}, indent=2) + "\n"
         (stage / CONFIG_FILE).write_text(text, encoding="utf-8")
         shutil.copyfile(adapter / WEIGHTS_FILE, stage / WEIGHTS_FILE)
-        _copy_settings(adapter / SETTINGS_FILE, stage / SETTINGS_FILE, name)
-        for beside in (POST_FILE, CODER_FILE):
-            if (adapter / beside).is_file():
-                shutil.copyfile(adapter / beside, stage / beside)
+        model_of = {"name": name} | ({"revision": None} if is_renamed else {})
+        _copy_settings(adapter / SETTINGS_FILE, stage / SETTINGS_FILE, model_of)
+        fitted = [name for name in (POST_FILE, CODER_FILE) if (adapter / name).is_file()]
+        for beside in fitted:
+            shutil.copyfile(adapter / beside, stage / beside)
+        if is_gguf and fitted:  # to the same vectors, of a base with another fingerprint now
+            before, after = _vectors_key(adapter), _vectors_key(stage)
+            for beside in fitted:
+                rename_vectors(stage / beside, before, after)
     return MlxExport(out, model, BASE_FOLDER if is_gguf else None, known)
 
 
-def _copy_settings(source: Path, target: Path, base: str) -> None:
-    """Copy `encoder.json`, if there is one, with the name that the base has in the export."""
+def _vectors_key(adapter: Path) -> str:
+    settings = replace(read_settings(adapter), post=None)
+    return Encoder.load(adapter, settings=settings).vectors_key
+
+
+def _copy_settings(source: Path, target: Path, model: dict[str, Any]) -> None:
+    """Copy `encoder.json`, if there is one, with what the base is called in the export."""
     if source.is_file():
         settings = json.loads(source.read_text(encoding="utf-8"))
         if isinstance(settings.get("model"), dict):
-            settings["model"]["name"] = base
+            settings["model"] |= model
         target.write_text(json_text(settings), encoding="utf-8")
 
 

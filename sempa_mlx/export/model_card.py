@@ -1,6 +1,7 @@
 """The model card: README.md of what is pushed to the Hub, from what the run recorded."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -50,7 +51,7 @@ vectors = Encoder.load(snapshot_download("{repo}")).encode(["A cat sleeps on the
 ```python
 from sentence_transformers import SentenceTransformer
 
-vectors = SentenceTransformer("{repo}"{cut}).encode(["A cat sleeps on the warm stone."])
+vectors = SentenceTransformer("{repo}"{cut}).encode(["A cat sleeps on the warm stone."]{unit})
 ```""",
 }
 _LIBRARIES = {"peft": "peft", "sentence-transformers": "sentence-transformers"}
@@ -75,6 +76,7 @@ class CardFacts:
         scores: (step, score as shown) of the evaluations of the run.
         notes: further sentences, such as how the export was verified.
         truncate_dim: length that vectors are cut to, if they are.
+        renormalize: they then have to be made unit length again.
     """
 
     form: str
@@ -88,17 +90,19 @@ class CardFacts:
     scores: Sequence[tuple[int, str]] = ()
     notes: Sequence[str] = ()
     truncate_dim: int | None = None
+    renormalize: bool = False
 
 
 def model_card(facts: CardFacts) -> str:
     """Write the card as Markdown with the Hub's header."""
     cut = "" if facts.truncate_dim is None else f", truncate_dim={facts.truncate_dim}"
+    unit = ", normalize_embeddings=True" if facts.renormalize else ""
     parts = [
         f"---\n{_header(facts)}---",
         f"# {facts.repo.rpartition('/')[2]}",
         f"{INTRO} by sempa-mlx {__version__}.",
         "## Use",
-        _USES[facts.form].format(repo=facts.repo, model=facts.model, cut=cut),
+        _USES[facts.form].format(repo=facts.repo, model=facts.model, cut=cut, unit=unit),
         "## Base",
         f"`{facts.base}`" if facts.base else "A local model; its name was not given.",
         f"Adapter scale: {facts.scale:g} (0 is the base, 1 the adapter as trained).",
@@ -114,12 +118,18 @@ def _header(facts: CardFacts) -> str:
     header: dict[str, object] = {
         "library_name": library,
         "pipeline_tag": _TASKS.get(facts.form, "feature-extraction"),
-        "tags": ["sempa", "sentence-embeddings", *_TAGS.get(library, ()), "dpo"],
+        "tags": ["sempa", "sentence-embeddings", *_TAGS.get(library, ()), *_loss_tags(facts)],
     }
     if facts.base:
         header["base_model"] = facts.base
         header["base_model_relation"] = "finetune" if facts.form in _MERGED else "adapter"
     return yaml.safe_dump(header, sort_keys=False, allow_unicode=True)
+
+
+def _loss_tags(facts: CardFacts) -> list[str]:
+    """Return the Hub's tag of a loss that prefers by log-ratios to a reference."""
+    loss = str(facts.settings.get("objective.loss"))
+    return ["dpo"] if re.search(r"\bsigmoid(_norm)?\b", loss) else []
 
 
 def _dev_data(facts: CardFacts) -> str:

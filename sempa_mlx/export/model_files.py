@@ -9,7 +9,6 @@ from typing import Any
 import mlx.core as mx
 
 from sempa_mlx.errors import ModelError, Problem
-from sempa_mlx.model.fetched import MODEL_FILES
 from sempa_mlx.model.gguf import model_config, read_gguf
 from sempa_mlx.model.identity import weight_files
 from sempa_mlx.model.load import LoadedModel
@@ -17,8 +16,12 @@ from sempa_mlx.model.load import LoadedModel
 CONFIG_FILE = "config.json"
 _FLOATS = (mx.float32, mx.float16, mx.bfloat16)
 _INDEX_FILE = "model.safetensors.index.json"
-# Written anew or apart, or of other things that may lie in the folder of a model.
-_NO_SIDE_FILES = {CONFIG_FILE, _INDEX_FILE, "adapter_config.json", "encoder.json", "results.json"}
+# What else may lie in a model's folder is not for others to have.
+_SIDE_FILES = (
+    *("tokenizer*.json", "tokenizer.model", "special_tokens_map.json", "added_tokens.json"),
+    *("vocab.json", "vocab.txt", "merges.txt", "tekken.json", "chat_template.*"),
+    *("generation_config.json", "LICENSE*"),
+)
 
 
 def copy_base(path: Path, folder: Path) -> Path:
@@ -46,10 +49,8 @@ def write_tokenizer(loaded: LoadedModel, folder: Path) -> None:
 
 
 def _copy_side_files(path: Path, folder: Path) -> None:
-    names = {file.name for pattern in MODEL_FILES for file in path.glob(pattern)}
-    licences = {file.name for file in path.glob("LICENSE*")}
-    weights = {file.name for file in weight_files(path)}
-    chosen = sorted((names | licences) - weights - _NO_SIDE_FILES)
+    found = {file for pattern in _SIDE_FILES for file in path.glob(pattern) if file.is_file()}
+    chosen = sorted(file.name for file in found)
     foreign = [path / name for name in chosen if not _is_own(path / name)]
     if foreign:  # an export may be published
         what, fix = "a link that leads out of the model's folder", "put the file itself there"

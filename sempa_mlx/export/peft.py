@@ -16,7 +16,6 @@ from sempa_mlx.errors import Problem, UsageError
 from sempa_mlx.export.adapted import NOTHING, Adapted, check_shared, open_adapted
 from sempa_mlx.files import new_folder, refuse_filled, write_folder_files
 from sempa_mlx.model.adapter_layers import can_be_adapted
-from sempa_mlx.model.load import FOLDER, GGUF_FILE
 from sempa_mlx.model.lora import adapter_weights
 
 WEIGHTS_FILE, CONFIG_FILE = "adapter_model.safetensors", "adapter_config.json"
@@ -113,12 +112,11 @@ def _dial_faults(opened: Adapted, dial: float) -> list[Problem]:
 def _base_faults(opened: Adapted) -> list[Problem]:
     """Say why transformers could not open the base under the name that it has here."""
     location = opened.loaded.location
-    if opened.public_name is not None:
-        return []
-    is_packed = location.origin == FOLDER and "quantization" in json.loads(
+    is_packed = location.path.is_dir() and "quantization" in json.loads(
         (location.path / "config.json").read_text(encoding="utf-8")
     )
-    if location.origin != GGUF_FILE and not is_packed:
+    is_nameless = location.path.is_file() and opened.public_name is None
+    if not (is_packed or is_nameless):
         return []
     what = "transformers cannot open this base: " + (
         "mlx-lm quantised it" if is_packed else "it is a GGUF file"

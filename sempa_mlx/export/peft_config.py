@@ -97,6 +97,7 @@ def read_peft_config(folder: Path) -> tuple[PeftConfig, list[Problem]]:
         if kind != "LORA":
             fix = "LoRA, rsLoRA and DoRA can be imported"
             raise ModelError(Problem(f"PEFT adapters of type {kind} are not supported", place, fix))
+        _check_types(raw)
         config = PeftConfig(
             raw.get("base_model_name_or_path") or None,
             raw.get("revision") or None,
@@ -109,6 +110,29 @@ def read_peft_config(folder: Path) -> tuple[PeftConfig, list[Problem]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, re.error) as error:
         raise ModelError(Problem(f"not a config of PEFT ({error!r})", place)) from error
     return config, [Problem(what, place) for what in _foreign(raw)]
+
+
+def _check_types(raw: Mapping[str, Any]) -> None:
+    """Refuse settings of another type than PEFT's.
+
+    Raises:
+        TypeError: some are; all of them are named.
+    """
+    patterns = [raw.get("alpha_pattern"), raw.get("rank_pattern")]
+    alphas, ranks = ([*(each or {}).values()] for each in patterns)
+    faults = {
+        "lora_alpha is no number": not all(map(_is_number, [raw["lora_alpha"], *alphas])),
+        "r is no whole number": not all(type(each) is int for each in [raw["r"], *ranks]),
+        "lora_dropout is no number": not _is_number(raw.get("lora_dropout") or 0.0),
+    }
+    for key in ("base_model_name_or_path", "revision"):
+        faults[f"{key} is no text"] = not isinstance(raw.get(key) or "", str)
+    if any(faults.values()):
+        raise TypeError("; ".join(what for what, is_so in faults.items() if is_so))
+
+
+def _is_number(value: object) -> bool:
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _check_files(folder: Path) -> None:

@@ -54,6 +54,7 @@ class StExport:
         scale: the dial that is in the weights.
         dim: length of a vector.
         truncate_dim: what to give `SentenceTransformer` so that it cuts vectors as here.
+        renormalize: its `encode` has to be told to make vectors unit length, as it cuts last.
     """
 
     folder: Path
@@ -62,6 +63,7 @@ class StExport:
     scale: float
     dim: int
     truncate_dim: int | None
+    renormalize: bool
 
 
 def export_sentence_transformers(
@@ -106,8 +108,9 @@ def export_sentence_transformers(
         write_weights(opened.loaded, fused_config(opened.loaded, precision), folder)
         tokenizer.save_pretrained(folder)
         _write_modules(folder, encoder, _opening_options(folder, encoder))
-    dim = settings.truncate_dim or encoder.dim
-    return StExport(out, opened.public_name, precision, dial, dim, settings.truncate_dim)
+    cut = settings.truncate_dim
+    again = cut is not None and settings.normalize
+    return StExport(out, opened.public_name, precision, dial, cut or encoder.dim, cut, again)
 
 
 def _check(encoder: Encoder, settings: EncoderSettings) -> None:

@@ -6,6 +6,7 @@ never becomes one.
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from itertools import chain
 
 from jinja2 import TemplateError
@@ -105,11 +106,11 @@ class ChatRenderer:
                 content = content.replace(marker, f"{mask}{index}{mask}")
             masked.append(replace(message, content=content))
         rendered = self._render(tuple(masked), add_generation_prompt=True)
-        ids: tuple[int, ...] = ()
+        ids: list[int] = []
+        encode = cache(partial(encode_one, self._tokenizer))  # few texts, which may come often
         for place, part in enumerate(rendered.split(mask)):
-            text = self._markers[int(part)] if place % 2 else part
-            ids += encode_one(self._tokenizer, text, as_text=bool(place % 2))
-        return ids
+            ids += encode(self._markers[int(part)] if place % 2 else part, as_text=bool(place % 2))
+        return tuple(ids)
 
     def _render(self, messages: tuple[Message, ...], *, add_generation_prompt: bool) -> str:
         try:

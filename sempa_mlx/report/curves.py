@@ -88,10 +88,10 @@ def _score_charts(record: RunRecord, outcome: Outcome) -> list[LineChart]:
     if outcome.scale != 1 and len(outcome.dial) > 1:  # another scale was found better afterwards
         label += " at scale 1"
     peak = None
-    if best and not math.isnan(outcome.best_in_training):
+    if best and math.isfinite(outcome.best_in_training):
         peak = ((best, outcome.best_in_training), label)
     level = None
-    if not math.isnan(outcome.base):
+    if math.isfinite(outcome.base):
         level = (outcome.base, f"base {outcome.shown(outcome.base)}")
     title = outcome.name[0].upper() + outcome.name[1:]
     last = outcome.last_step

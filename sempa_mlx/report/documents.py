@@ -76,6 +76,7 @@ def _is_sts(row: Mapping[str, Any], content: Mapping[str, Any]) -> bool:
     return (
         _has_name(row)
         and isinstance(content.get("pairs"), dict)
+        and "coders" not in content
         and isinstance(scores, dict)
         and _numbers(scores, *scores)
         and _numbers(row, "average")

@@ -20,7 +20,7 @@ from sempa_mlx.evaluation.stats import (
     paired_difference,
 )
 from sempa_mlx.evaluation.sts import distinct_sentences, pair_cosines, positive_rows
-from sempa_mlx.evaluation.tokens import find_key_tokens, fold, spell
+from sempa_mlx.evaluation.tokens import find_key_tokens, fold, reads_last_layer, spell
 from sempa_mlx.report.projection import Maps, aligned_maps
 
 POSITIVE_FROM = 4.0  # score of pairs that mean the same, as in `eval geometry`
@@ -63,8 +63,8 @@ class Joined:
 class System:
     """What was measured of one of the two systems.
 
-    `cosines` are of the joined pairs, `tokens` of the example sentences, `neighbours` of the
-    queries, each in their order.
+    `cosines` are of the joined pairs, `tokens` of the example sentences (none if
+    vectors are of an inner layer), `neighbours` of the queries, each in their order.
     """
 
     spearman: Estimate
@@ -222,7 +222,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def _tokens(encoder: Encoder, examples: Sequence[str]) -> tuple[tuple[Token, ...], ...]:
-    """Return the words that each example aligns with, best first, each form once."""
+    """Return the words that each example aligns with, best first, each form once.
+
+    There are none of inner layers, which the output head cannot read.
+    """
+    if not reads_last_layer(encoder):
+        return ()
     tokenizer = encoder.loaded.tokenizer
     form = partial(fold, tokenizer)
     found = find_key_tokens(encoder, examples, top=TOKEN_DEPTH)

@@ -141,10 +141,12 @@ def words_section(measured: Measured) -> Section:
         "words, that come out on top, best first. Marked words stand in the sentence (case and "
         "blanks ignored)."
     )
+    if not measured.trained.tokens:
+        intro = "None: the method reads an inner layer, which the model's output head cannot read."
     cards = [
         _card(text, [("before", _words(before)), ("after", _words(after))])
         for text, before, after in zip(
-            measured.examples, measured.base.tokens, measured.trained.tokens, strict=True
+            measured.examples, measured.base.tokens, measured.trained.tokens, strict=False
         )
     ]
     return Section("words", "Aligned words", joined([paragraph(intro), grid("cards", cards)]))

@@ -11,7 +11,10 @@ def value_of(values: Mapping[str, Any], key: str) -> float:
     """Return a number of a JSON object; NaN if it is null, missing or no number."""
     value = values.get(key)
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number else math.nan  # type: ignore[arg-type]
+    try:
+        return float(value) if is_number else math.nan  # type: ignore[arg-type]
+    except OverflowError:  # an integer of hundreds of digits
+        return math.nan
 
 
 def shown(value: float, digits: int, sign: str = "") -> str:

@@ -74,8 +74,9 @@ def read_outcome(record: RunRecord) -> Outcome:
         if isinstance(line.get("dial"), dict):
             dial = {_number(each): value_of(line["dial"], each) for each in line["dial"]}
             scale = value_of(line, "best_scale")
-        elif line.get("best_step") == line["step"] and _scale(line, key) is not None:
-            scale = _scale(line, key) or 1.0
+        elif line.get("best_step") == line["step"]:
+            found = _scale(line, key)
+            scale = scale if found is None else found
     steps = [line["step"] for line in record.metrics]
     is_step = type(best_step) is int
     return Outcome(

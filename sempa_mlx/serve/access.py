@@ -8,7 +8,8 @@ from pathlib import Path
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-KNOWN_PATHS = ("/v1/embeddings", "/v1/chat/completions", "/v1/models", "/health")
+MODELS = "/v1/models"
+KNOWN_PATHS = ("/v1/embeddings", "/v1/chat/completions", MODELS, "/health")
 KNOWN_METHODS = ("GET", "POST", "HEAD", "OPTIONS", "PUT", "PATCH", "DELETE")
 NOTE = "sempa_mlx.note"
 
@@ -51,7 +52,11 @@ class AccessLog:
 def _asked(scope: Scope) -> str:
     """Return method and path as far as they cannot hold anything of a user's."""
     method = scope["method"] if scope["method"] in KNOWN_METHODS else "?"
-    path = scope["path"] if scope["path"] in KNOWN_PATHS else "(other path)"
+    path = scope["path"]
+    if path.startswith(f"{MODELS}/"):
+        path = f"{MODELS}/…"
+    elif path not in KNOWN_PATHS:
+        path = "(other path)"
     return f"{method} {path}"
 
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from sempa_mlx.data.records import Message
-from sempa_mlx.serve.fields import Fields, is_list_of, is_text
+from sempa_mlx.serve.fields import Fields, is_list_of, is_text, shown_name
 
 ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 MAX_SEED = 2**63 - 1
@@ -100,7 +100,10 @@ def _include_usage(fields: Fields, *, stream: bool) -> bool:
     if not isinstance(value, dict) or not value.keys() <= {"include_usage", "include_obfuscation"}:
         fields.fault("stream_options", "must be an object with `include_usage`")
         return False
-    return value.get("include_usage") is True
+    wanted = value.get("include_usage")
+    if wanted is not None and not isinstance(wanted, bool):
+        fields.fault("stream_options", "must have true or false as `include_usage`")
+    return wanted is True
 
 
 def _messages(fields: Fields) -> tuple[Message, ...]:
@@ -124,15 +127,20 @@ def _message(fields: Fields, index: int, value: object) -> Message | None:
     if not isinstance(value, dict) or not isinstance(role, str) or role not in ROLES:
         fields.fault(place, f"must be an object with a `role` of {', '.join(ROLES)}")
         return None
-    others = {name for name, given in value.items() if given} - {"role", "content", "name"}
-    if others:
-        fields.fault(place, "may have `role`, `content` and `name` only")
+    if others := _further(value, "role", "content", "name"):
+        named = ", ".join(shown_name(name) for name in sorted(others)[:3])
+        fields.fault(place, f"may have `role`, `content` and `name` only, not {named}")
         return None
     content = _content(value.get("content"))
     if content is None:
         fields.fault(place, "must have a text as `content`, or parts of type `text`")
         return None
     return Message(ROLES[role], content)
+
+
+def _further(document: dict[str, object], *known: str) -> set[str]:
+    """Return the names of other fields than the known ones, unless nothing is in them."""
+    return {name for name, given in document.items() if given not in (None, [], {}, "")} - {*known}
 
 
 def _content(value: object) -> str | None:
@@ -146,5 +154,7 @@ def _content(value: object) -> str | None:
 
 
 def _text_of_part(part: object) -> str | None:
-    text = part.get("text") if isinstance(part, dict) and part.get("type") == "text" else None
+    if not isinstance(part, dict) or part.get("type") != "text" or _further(part, "type", "text"):
+        return None
+    text = part.get("text")
     return text if is_text(text) else None

@@ -57,7 +57,7 @@ def _inputs(fields: Fields, max_inputs: int) -> tuple[Input, ...]:
             return ()
         if is_list_of(is_text, value):
             return tuple(value)
-        if all(is_list_of(is_whole, each) for each in value):
+        if all(each and is_list_of(is_whole, each) for each in value):
             return tuple(map(tuple, value))
     fields.fault("input", INPUT_FORMS)
     return ()

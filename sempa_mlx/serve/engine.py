@@ -65,8 +65,8 @@ class Engine:
         """Turn requests away, rather than let them wait, if a bug has ended the turns."""
         error = None if turns.cancelled() else turns.exception()
         if error is not None:
-            self._on_bug(error)
             self.stop()
+            self._on_bug(error)
 
     def stop(self) -> None:
         """Answer everything that waits or runs with 503, and take nothing more."""

@@ -92,11 +92,16 @@ class Fields:
         for name in self._left:
             if self.has_many_faults:
                 break
-            self.fault(ascii(name)[1:-1][:SHOWN_CHARACTERS], "is no field of this request")
+            self.fault(shown_name(name), "is no field of this request")
         if self._faults:
             message = "; ".join(what for _, what in self._faults)
             message += "; and more" if self.has_many_faults else ""
             raise bad_request(message, param=self._faults[0][0])
+
+
+def shown_name(name: str) -> str:
+    """Return the name of a field as a message may show it: short, and in ASCII."""
+    return ascii(name)[1:-1][:SHOWN_CHARACTERS]
 
 
 def is_text(value: object) -> TypeGuard[str]:

@@ -8,6 +8,7 @@ no answer ever allows a page of another origin to read it.
 import hashlib
 import hmac
 import ipaddress
+import re
 from collections.abc import Collection
 
 from starlette.requests import Request
@@ -30,6 +31,15 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+def is_host(name: str) -> bool:
+    """Tell whether a text can be a host's name or address, without scheme, port and wildcards."""
+    try:
+        ipaddress.ip_address(name.strip("[]"))
+    except ValueError:
+        return bool(re.fullmatch(r"[\w-]+(\.[\w-]+)*\.?", name))
+    return True
+
+
 def host_name(host: str) -> str:
     """Return how a `Host` header names a host: IPv6 addresses in brackets, lower case."""
     name = host.lower()
@@ -42,7 +52,7 @@ class Guard:
     def __init__(self, app: ASGIApp, *, hosts: Collection[str], api_key: str | None) -> None:
         """Let requests through to `app` that name one of `hosts` and, if set, the key."""
         self._app = app
-        self._hosts = {host_name(host) for host in (*LOOPBACK_NAMES, *hosts)}
+        self._hosts = {host_name(host) for host in (*LOOPBACK_NAMES, *hosts) if host}
         self._key = None if api_key is None else _digest(api_key.encode())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

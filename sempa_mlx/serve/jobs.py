@@ -102,33 +102,31 @@ class EmbeddingQueue:
     def take(self, tokens: int, requests: int | None = None) -> list[tuple[EmbeddingJob, int]]:
         """Take the texts of the next batch, as (request, place in it).
 
-        Requests take turns, a text each, so that a short one never waits for a long one.
+        Requests take turns, a text each, and the next batch goes on where this one ends, so that a
+        short one never waits for a long one.
 
         Args:
             tokens: the budget; a text that is longer makes a batch of its own.
             requests: how many requests may share the batch; None: any number.
         """
-        self._jobs = deque(job for job in self._jobs if not job.is_over)
-        turns = deque(list(self._jobs)[:requests])
+        waiting = [job for job in self._jobs if not job.is_over]
+        turns = deque(waiting[:requests])
         taken: list[tuple[EmbeddingJob, int]] = []
         while turns:
-            job = turns.popleft()
+            job = turns[0]
             assert job.texts is not None
             tokens -= job.texts.costs[job.begun]
             if taken and tokens < 0:
                 break
+            turns.popleft()
             taken.append((job, job.begun))
             job.begun += 1
             if job.begun < len(job.texts.costs):
                 turns.append(job)
-        self._jobs = deque(job for job in self._jobs if _has_more(job))
+        self._jobs = deque([*waiting[len(waiting[:requests]) :], *turns])
         return taken
 
     def drain(self) -> list[EmbeddingJob]:
         """Take every request out."""
         jobs, self._jobs = list(self._jobs), deque()
         return jobs
-
-
-def _has_more(job: EmbeddingJob) -> bool:
-    return job.texts is not None and job.begun < len(job.texts.costs)

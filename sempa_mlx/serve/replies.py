@@ -93,5 +93,5 @@ class ChatReply:
 
 
 def event(document: dict[str, Any]) -> str:
-    """Return a server-sent event that carries JSON."""
-    return f"data: {json.dumps(document, ensure_ascii=False)}\n\n"
+    """Return a server-sent event that carries JSON, in ASCII: some clients split at U+2028."""
+    return f"data: {json.dumps(document)}\n\n"

@@ -36,8 +36,9 @@ def listen(host: str, port: int) -> socket.socket:
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
         taken = socket.socket(family, kind, protocol)
-    except OSError as error:
-        raise UsageError(Problem(f"no such host ({error.strerror})", place)) from error
+    except (OSError, UnicodeError) as error:  # the latter of names that no host can have
+        reason = getattr(error, "strerror", None) or error
+        raise UsageError(Problem(f"no such host ({reason})", place)) from error
     try:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind(address)
@@ -98,7 +99,10 @@ class TimedProtocol(H11Protocol):
         super().resume_writing()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer what is no HTTP, in the shape of all errors."""
+        """Answer what is no HTTP, in the shape of all errors; hang up if an answer has begun."""
+        if self.conn.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
+            self.transport.close()
+            return
         body = json.dumps(bad_request(msg.lower().rstrip(".")).document()).encode()
         headers = [("content-type", "application/json"), ("content-length", str(len(body)))]
         head = h11.Response(status_code=400, headers=[*headers, ("connection", "close")])

@@ -2,6 +2,7 @@
 
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from sempa_mlx.encoder.encoder import Encoder
@@ -43,15 +44,20 @@ def serve(
     Args:
         service: what.
         taken: a socket that listens.
-        log: takes the lines of the log.
+        log: takes the lines of the log; where it cannot write them they are lost.
         should_stop: looked at ten times a second.
         on_ready: called once the server answers.
     """
+
+    def note(line: str) -> None:
+        with suppress(OSError):  # nobody reads it, or its disk is full: no reason to fail
+            log(line)
+
     worker = Worker(service.encoder, service.limits, service.batching)
     with inference_thread() as thread:
         thread.submit(worker.warm_up).result()
         engine = Engine(
-            worker, thread, service.batching, on_bug=lambda error: log(bug_report(error))
+            worker, thread, service.batching, on_bug=lambda error: note(bug_report(error))
         )
         served = served_by(worker, service.name)
         app = make_app(
@@ -60,7 +66,7 @@ def serve(
             service.limits,
             hosts=service.hosts,
             api_key=service.api_key,
-            log=log,
+            log=note,
         )
         config = ServerConfig(app, service.limits)
         Server(config, engine, should_stop, lambda: on_ready(served)).run(sockets=[taken])

@@ -23,8 +23,9 @@ class TextStream:
         """Take a token; return the text that is certain now."""
         self._tokens.append(token)
         new = self._new_text()
-        # A character may span tokens; what ends in the middle of one waits for its rest.
-        return "" if new.endswith(BROKEN) else self._take(new)
+        # A character may span tokens; what ends in the middle of one waits for its rest. What has
+        # no text, such as a control token, is no neighbour that decides about a blank.
+        return "" if not new or new.endswith(BROKEN) else self._take(new)
 
     def finish(self) -> str:
         """Return the text that waited for more; nothing after a stop text."""

@@ -105,6 +105,9 @@ class Worker:
         Raises:
             RequestError: 400, the conversation is too long or the chat template refuses it.
         """
+        if len(request.messages) > self.context:  # each has a token at least, of its turn
+            what = f"the conversation has {len(request.messages)} messages; the context is "
+            raise bad_request(f"{what}{self.context} tokens", "messages", TOO_LONG)
         characters = sum(len(message.content) for message in request.messages)
         if characters > self.context * self._limits.characters_a_token:
             what = f"the conversation has {characters} characters; the context is {self.context}"

@@ -202,6 +202,7 @@ def test_what_the_encoder_does_not_see_is_counted(encoder, monkeypatch):
         ({"temperature": -0.1}, 1, "temperature is -0.1"),
         ({"temperature": float("nan")}, 1, "temperature is nan"),
         ({"temperature": 0, "k": 2}, 1, "always says the same"),
+        ({"temperature": 1e-7, "k": 2}, 1, "always says the same"),
         ({"top_p": 0}, 1, "top_p is 0"),
         ({"top_p": 1.1}, 1, "top_p is 1.1"),
         ({"max_tokens": 0}, 1, "max_tokens is 0"),

@@ -101,3 +101,13 @@ def test_no_tasks_no_figures():
 def test_names_of_tasks_are_those_of_files(tmp_path):
     names = {task.name.partition("_")[0] for task in load_lm_tasks(write_lm_files(tmp_path), FILES)}
     assert names == set(FILES)
+
+
+def test_a_broken_model_has_no_accuracy(tmp_path):
+    loaded = tiny_loaded()
+    weight = loaded.model.model.norm.weight
+    loaded.model.update({"model": {"norm": {"weight": weight * math.nan}}})
+    tasks = load_lm_tasks(write_lm_files(tmp_path), ["hellaswag", "truthfulqa", "mmlu", "gsm8k"], 2)
+    figures = Benchmarks(loaded, tasks).figures()
+    assert len(figures) == 7
+    assert all(math.isnan(figure.mean.value) for figure in figures)

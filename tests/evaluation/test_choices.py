@@ -154,3 +154,10 @@ def test_true_mass_is_a_share_even_of_vanishing_probabilities(parts):
     assert found == pytest.approx(softmax(scores)[np.array(truths)].sum(), abs=1e-12)
     shifted = true_mass(scores - 5000, question(*truths))
     assert shifted == pytest.approx(found, abs=1e-9)
+
+
+def test_no_choice_is_the_likeliest_where_a_likelihood_is_undefined():
+    question = ChoiceQuestion("prompt", ("a", "bc"), (True, False), "")
+    for metric in (accuracy, normalised_accuracy, true_mass):
+        assert np.isnan(metric(np.array([np.nan, -1.0]), question))
+        assert np.isnan(metric(np.array([-1.0, np.nan]), question))

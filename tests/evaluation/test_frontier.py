@@ -144,3 +144,8 @@ def test_ticks_are_round_even_and_enclose_the_values(values):
     assert ticks[-1] >= max(values) - slack
     mantissa = gaps[0] / 10 ** math.floor(math.log10(gaps[0]) + 1e-9)
     assert any(mantissa == pytest.approx(nice) for nice in (1, 2, 5, 10))
+
+
+@pytest.mark.parametrize("kl", [math.nan, math.inf])
+def test_a_point_without_a_kl_is_left_out(kl):
+    assert len(circles(parsed([*POINTS, point(2, 0.9, kl)]))) == len(POINTS)

@@ -74,3 +74,10 @@ def test_a_cut_is_bounded_by_the_encoders_own(encoder):
     short = Encoder(encoder.loaded, replace(encoder.settings, truncate_dim=4))
     with pytest.raises(UsageError, match="1 to 4"):
         SentenceModel(short).encode(TEXTS, truncate_dim=5)
+
+
+@pytest.mark.parametrize("other", [None, b"A cat.", ("A cat.", "A dog."), 5])
+def test_what_is_no_text_is_refused(encoder, other):
+    for given in (["A cat.", other], [{"text": ["A cat.", other]}]):
+        with pytest.raises(UsageError, match="only text can be embedded"):
+            SentenceModel(encoder).encode(given)

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings
+from sempa_mlx.errors import UsageError
 from sempa_mlx.evaluation import tokens
 from sempa_mlx.evaluation.tokens import (
     KeyTokens,
@@ -214,3 +215,10 @@ def test_the_blank_of_sentencepiece_is_kept():
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, clean_up_tokenization_spaces=False)
     assert [spell(tokenizer, token) for token in (0, 1)] == [" cat", "cat"]
     assert fold(tokenizer, 0) == fold(tokenizer, 1) == "cat"
+
+
+@pytest.mark.parametrize("method", ["ke", "pretcot", "cp", "tp"])
+def test_states_of_inner_layers_are_not_put_through_the_head(method):
+    encoder = Encoder(loaded_of("llama"), EncoderSettings(method=method))
+    with pytest.raises(UsageError, match="an inner one"):
+        find_key_tokens(encoder, TEXTS)

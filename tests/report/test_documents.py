@@ -155,6 +155,7 @@ REFUSED = {
     "scores that are text": STS
     | {"results": [{"system": "a", "scores": {"x": "1"}, "average": 1}]},
     "no pairs": {"results": STS["results"]},
+    "compressions": STS | {"coders": {}},
     "a name that is none": {"results": [GENERATION["results"][0] | {"system": 3}]},
     "figures that are none": {"results": [{"system": "a", "figures": [3]}]},
     "truth for a number": {"results": [{"system": "a", "perplexity": True}]},
@@ -186,3 +187,10 @@ def test_a_scores_table_takes_systems_that_lack_a_task(tmp_path):
     table = shown(tmp_path, "sts", STS | {"results": [short]})
     (rows,) = (rows for name, rows in table.items() if name.startswith("STS"))
     assert rows[1][1:3] == ["1.00", "undefined"]
+
+
+def test_a_number_beyond_all_bounds_is_undefined(tmp_path):
+    row = STS["results"][0] | {"average": 10**400}
+    table = shown(tmp_path, "sts", STS | {"results": [row]})
+    (rows,) = (rows for name, rows in table.items() if name.startswith("STS"))
+    assert rows[1][-1].startswith("undefined")

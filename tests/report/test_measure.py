@@ -12,6 +12,7 @@ from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.settings import EncoderSettings
 from sempa_mlx.evaluation.geometry import measure_geometry
 from sempa_mlx.report.measure import measure, spread
+from sempa_mlx.report.measured_sections import words_section
 from sempa_mlx.report.projection import aligned_maps
 from tests.tiny import put_adapter, tiny_loaded
 
@@ -186,3 +187,12 @@ def test_sentences_that_are_all_alike_make_a_map():
     maps = aligned_maps(np.ones((5, 3)), np.ones((5, 3)))
     assert (maps.before == 0).all()
     assert maps.shares == (0, 0)
+
+
+def test_inner_layers_align_with_no_words(encoder):
+    inner = Encoder(encoder.loaded, EncoderSettings(method="ke"))
+    found = measure(inner, TASK, 5)
+    assert found.trained.tokens == found.base.tokens == ()
+    body = words_section(found).body
+    assert "reads an inner layer" in body
+    assert "words-list" not in body

@@ -88,6 +88,7 @@ def test_usage_counts_the_tokens_of_texts_not_of_the_prompt_around(house):
         ({"input": []}, "input"),
         ({"input": ["a", 1]}, "input"),
         ({"input": [["a"]]}, "input"),
+        ({"input": [[]]}, "input"),
         ({"input": [1.5]}, "input"),
         ({"input": [True]}, "input"),
         ({"input": {"text": "a"}}, "input"),
@@ -179,6 +180,23 @@ def test_a_short_request_does_not_wait_for_a_long_one():
         assert len(vectors(long()[0])) == 30
         turn = next(number for number, (texts,) in enumerate(gate.calls) if "short" in texts)
         assert turn == 1 < len(gate.calls) - 1, "it ran in the next batch, and others came after"
+
+
+def test_of_many_long_requests_none_keeps_a_short_one_waiting():
+    with application(batching=Batching(tokens=64)) as house:
+        gate = Gate(house.worker, "embed")
+        long = sending(house, *([f"{name} {number}" for number in range(20)] for name in "abcdef"))
+        assert gate.reached.wait(SECONDS)
+        house.wait_for(6)
+        short = sending(house, "short")
+        house.wait_for(7)
+        gate.open()
+        assert len(vectors(short()[0])) == 1
+        assert all(len(vectors(reply)) == 20 for reply in long())
+        sizes = [len(texts) for (texts,) in gate.calls]
+        turn = next(number for number, (texts,) in enumerate(gate.calls) if "short" in texts)
+        assert max(sizes) < 6, "not all requests fit one batch"
+        assert sum(sizes[1:turn]) <= 6, "each has had one turn at most before it"
 
 
 def test_one_more_request_than_fits_is_turned_away():

@@ -8,7 +8,7 @@ from starlette.requests import Request
 
 from sempa_mlx.serve.body import read_json
 from sempa_mlx.serve.faults import RequestError
-from sempa_mlx.serve.guard import is_loopback
+from sempa_mlx.serve.guard import is_host, is_loopback
 from sempa_mlx.serve.limits import Limits
 from tests.serve.house import (
     CHAT,
@@ -192,6 +192,25 @@ def test_the_log_has_no_texts_and_no_keys(locked):
     assert "inputs 1  tokens " in lines
     for word in ("secret", "words", KEY):
         assert word not in lines.lower()
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        *((name, True) for name in ("my-machine.local", "a_b", "b.c.", "10.0.0.2", "::1", "[::1]")),
+        *(
+            (name, False)
+            for name in ("my.local:8080", "https://b.local", "*", "*.local", "", "a b")
+        ),
+    ],
+)
+def test_names_of_hosts_are_told_from_the_rest(name, expected):
+    assert is_host(name) is expected
+
+
+def test_an_empty_host_is_none_of_this_server():
+    with application(hosts=("",)) as house:
+        assert house.client.get("/health", headers={"host": ""}).status_code == 403
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """A real server on loopback: slow and rude clients, many at once, and the end."""
 
+import contextlib
 import json
 import socket
 import threading
@@ -11,6 +12,7 @@ import pytest
 from sempa_mlx.errors import UsageError
 from sempa_mlx.serve.limits import Limits
 from sempa_mlx.serve.server import listen
+from sempa_mlx.serve.service import Service, serve
 from tests.serve.house import (
     CHAT,
     EMBED,
@@ -18,6 +20,8 @@ from tests.serve.house import (
     JSON,
     SECONDS,
     Gate,
+    House,
+    adapted_encoder,
     asking,
     at_once,
     error_of,
@@ -67,8 +71,8 @@ def answer(connection):
     return int(top.split(b" ")[1]), json.loads(body)
 
 
-def embed(house, given):
-    return house.ask("POST", EMBEDDINGS, {"model": EMBED, "input": given})
+def embed(house, given, model=EMBED):
+    return house.ask("POST", EMBEDDINGS, {"model": model, "input": given})
 
 
 def test_fifty_clients_get_each_their_own_vectors(house):
@@ -253,6 +257,44 @@ def test_a_stream_that_cannot_be_finished_ends_in_an_error():
     (text,) = replies
     assert "the server is stopping" in text
     assert "[DONE]" not in text
+
+
+def test_a_log_that_nobody_reads_fails_no_request(loopback):
+    def log(_line):
+        raise BrokenPipeError
+
+    encoder, statuses = adapted_encoder(), []
+    house = House(encoder, None)
+
+    def ask_twice():
+        kept, encoder.encode_counted = encoder.encode_counted, None
+        statuses.append(embed(house, "a", model="tiny")[0])
+        encoder.encode_counted = kept
+        statuses.append(embed(house, "a", model="tiny")[0])
+
+    def begin(_served):
+        house.thread = threading.Thread(target=ask_twice)
+        house.thread.start()
+
+    def is_done():
+        return house.thread is not None and not house.thread.is_alive()
+
+    with listen("127.0.0.1", 0) as taken:
+        house.port = taken.getsockname()[1]
+        serve(Service(encoder, "tiny"), taken, log=log, should_stop=is_done, on_ready=begin)
+    assert statuses == [500, 200]
+
+
+def test_after_an_early_answer_rubbish_only_ends_the_connection(house, caplog):
+    with house.socket() as connection:
+        lines = ("POST /v1/embeddings HTTP/1.1", "host: localhost", "transfer-encoding: chunked")
+        connection.sendall("\r\n".join([*lines, "", ""]).encode())
+        assert answer(connection)[0] == 415
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(b"zz\r\n\r\n")
+            assert connection.recv(1000) == b""
+    assert embed(house, "a")[0] == 200
+    assert "Fatal error" not in caplog.text
 
 
 def test_a_port_that_is_taken_is_told():

@@ -56,3 +56,19 @@ def test_what_may_begin_a_stop_waits():
     tokens = TOKENIZER.encode("a#", add_special_tokens=False)
     assert "".join(stream.add(token) for token in tokens) == "a"
     assert stream.finish() == "#"
+
+
+def test_a_blank_is_kept_after_a_control_token_without_text():
+    """As SentencePiece has it: the first token of a text loses its blank."""
+    words = {1: "\u2581hello", 2: None, 3: "\u2581world"}
+
+    class Tokenizer:
+        def decode(self, tokens, **_options):
+            return (
+                "".join(words[token] or "" for token in tokens).replace("\u2581", " ").lstrip(" ")
+            )
+
+    for tokens in ([1, 2, 3], [2, 1, 3], [1, 2, 2, 3]):
+        stream = TextStream(Tokenizer())
+        pieces = [stream.add(token) for token in tokens]
+        assert "".join([*pieces, stream.finish()]) == "hello world"
