@@ -5,6 +5,7 @@ read from files and the command line is in `config_resolve`.
 """
 
 import math
+import os
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -27,6 +28,13 @@ def _not_empty(names: tuple[str, ...]) -> tuple[str, ...]:
 def _terms(text: str) -> str:
     parse_terms(text)
     return text
+
+
+def _from_home(path: str) -> str:
+    expanded = os.path.expanduser(path)  # noqa: PTH111 - Path's own raises
+    if expanded.startswith("~"):
+        raise ValueError(f"a path; there is no home folder `{path.split('/')[0]}`")
+    return expanded
 
 
 Count = Annotated[int, Field(ge=1)]
@@ -194,7 +202,7 @@ class OutputConfig(_Section):
     stay. `report_to` names a tracker that must be installed.
     """
 
-    path: Text = "adapters"
+    path: Annotated[Text, AfterValidator(_from_home)] = "adapters"
     save_every: Count | None = None
     keep: Count = 2
     report_to: Literal["trackio", "wandb", "tensorboard"] | None = None

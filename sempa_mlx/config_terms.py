@@ -1,5 +1,6 @@
 """The loss as users write it: `sigmoid`, or a weighted sum such as `sigmoid + 0.5 embedding`."""
 
+import math
 import re
 
 from sempa_mlx.config_faults import close_match
@@ -49,8 +50,8 @@ def parse_terms(text: str) -> dict[str, float]:
             close = close_match(name, TERMS)
             hint = f"did you mean `{close}`? " if close else ""
             raise ValueError(f"a sum of known terms, not `{name}`; {hint}one of {', '.join(TERMS)}")
-        if name in weights or weight <= 0:
-            raise ValueError(f"a sum with `{name}` once and with a weight above 0")
+        if name in weights or not 0 < weight < math.inf:
+            raise ValueError(f"a sum with `{name}` once and with a finite weight above 0")
         weights[name] = weight
     if weights.keys() <= NO_AIM:
         named = " and ".join(f"`{name}`" for name in weights)

@@ -33,6 +33,22 @@ def cache_folder() -> Path:
     return Path(constants.HF_HUB_CACHE).parent / "sempa-mlx"
 
 
+def named_path(name: str) -> Path:
+    """Return the path that a user wrote, which may begin with `~`; nothing need be there.
+
+    Raises:
+        UsageError: there is no such home, no file can have that name, or it may not be looked for.
+    """
+    try:
+        path = Path(name).expanduser()
+        path.exists()
+    except (RuntimeError, OSError) as error:
+        reason = getattr(error, "strerror", None) or str(error)
+        problem = Problem(f"no path that could be looked at: {reason}", name[:60])
+        raise UsageError(problem, state="nothing was started") from error
+    return path
+
+
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`, and move it there when the block ends well.

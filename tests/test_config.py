@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from sempa_mlx import config_recipes
-from sempa_mlx.config import DataConfig, LoraConfig, SempaConfig
+from sempa_mlx.config import DataConfig, LoraConfig, OutputConfig, SempaConfig
 from sempa_mlx.config_notes import write_commented
 from sempa_mlx.config_recipes import list_recipes, recipe_path
 from sempa_mlx.config_resolve import SCHEMA, dump_config, resolve_config
@@ -294,3 +294,10 @@ def test_an_installed_package_uses_its_own_recipes(tmp_path, monkeypatch):
     assert resolve_config("inside").config.train.seed == 2
     (tmp_path / "pkg" / "configs").rename(tmp_path / "gone")
     assert list_recipes() == ("beside",)
+
+
+def test_the_output_may_begin_at_home(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert OutputConfig(path="~/runs/a").path == f"{tmp_path}/runs/a"
+    with pytest.raises(ValidationError, match="no home folder `~nosuchuser`"):
+        OutputConfig(path="~nosuchuser/a")

@@ -34,6 +34,7 @@ def test_a_sum_of_terms(text, weights):
         ("dpo", "one of sigmoid, robust"),
         ("sft + sft", "`sft` once"),
         ("0 sft", "weight above 0"),
+        ("1e999 sigmoid", "finite weight"),
         ("0.1 kl", "another term than `kl`"),
         ("uniformity + 2 code", "another term than `uniformity` and `code`"),
     ],

@@ -62,6 +62,22 @@ def test_training_follows_the_curve_of_one_process(loss, inputs, tmp_path):
     assert_close(right, left, atol=1e-4)
 
 
+def test_a_loss_that_leaves_the_adapter_alone_keeps_processes_together(inputs, tmp_path):
+    """What a process does not use it has to add up all the same, or the sums that follow shift."""
+    coder = tmp_path / "coder.safetensors"
+    sizes = ("--k", 4, "--hidden", 40, "--epochs", 1)
+    fit = ("sparse", "fit", "--model", inputs / "base", "--data", inputs / "pairs.jsonl")
+    done(*fit, *sizes, "--out", coder)
+    sets = ("objective.loss=sigmoid + 0.5 code", f"sparse.start={coder}", "sparse.k=4")
+    command = training(inputs, *sets, "sparse.detach=true", "eval.dial=null")
+    command += ["--iters", 3, "--batch-size", 5]
+    done(*command, "--adapter-path", tmp_path / "one")
+    launched(*command, "--adapter-path", tmp_path / "two")
+    for left, right in zip(steps_of(tmp_path / "one"), steps_of(tmp_path / "two"), strict=True):
+        for name in ("loss", "loss/code", "grad_norm"):
+            assert right[name] == pytest.approx(left[name], rel=1e-3), name
+
+
 def test_embedding_gives_the_vectors_of_one_process(inputs, tmp_path):
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"A man reads {number} books.\n" for number in range(40)))

@@ -8,6 +8,7 @@ import pytest
 from sempa_mlx import files
 from sempa_mlx.errors import ResourceError, UsageError
 from sempa_mlx.files import (
+    named_path,
     new_folder,
     refuse_existing,
     replacing,
@@ -271,3 +272,15 @@ def test_a_machine_without_namespaces_is_told_by_its_name(tmp_path, monkeypatch)
     monkeypatch.setattr(files, "_NAMESPACE", tmp_path / "nowhere")
     assert files._host.__wrapped__() != found
     assert len(files._host.__wrapped__()) == len(found) == 9
+
+
+def test_a_path_may_begin_at_home(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert named_path("~/rows.jsonl") == tmp_path / "rows.jsonl"
+    assert named_path("rows.jsonl") == Path("rows.jsonl")
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/x", "x" * 300])
+def test_what_can_be_no_path_is_told(name):
+    with pytest.raises(UsageError, match="no path that could be looked at"):
+        named_path(name)

@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from dataclasses import replace
 
 import mlx.core as mx
 import pytest
@@ -15,7 +14,6 @@ import pytest
 from sempa_mlx.errors import UsageError
 from sempa_mlx.model.lora import WEIGHTS_FILE
 from sempa_mlx.run.resume import resume
-from sempa_mlx.training.checkpoint import load_checkpoint, save_checkpoint
 from tests.arrays import assert_equal
 from tests.command import (
     done,
@@ -260,20 +258,6 @@ def test_the_best_adapter_is_the_checkpoints_not_that_of_a_later_step(inputs, tm
     next(again.events())
     found = (folder / "adapters.safetensors").read_bytes(), (folder / "encoder.json").read_bytes()
     assert found == kept
-
-
-def test_a_checkpoint_of_an_older_version_takes_the_best_adapter_of_the_folder(inputs, tmp_path):
-    folder = tmp_path / "run"
-    run = run_in(inputs, folder, save_every=3)
-    events = run.events()
-    while not list(folder.glob("checkpoints/step-000003")):
-        next(events)
-    checkpoint = load_checkpoint(folder / "checkpoints" / "step-000003")
-    assert checkpoint.best
-    save_checkpoint(folder / "checkpoints", replace(checkpoint, best={}), 1)
-    again = run_in(inputs, folder, save_every=3)
-    resume(again)
-    assert_equal(again.best_weights, checkpoint.best)
 
 
 def test_a_run_is_resumed_or_replaced_not_both(whole, inputs, tmp_path):

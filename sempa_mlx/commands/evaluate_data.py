@@ -1,10 +1,10 @@
 """What the `eval` commands measure on: STS sets, files of pairs, files of sentences."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sempa_mlx.errors import DataError, Problem
+from sempa_mlx.files import named_path
 
 if TYPE_CHECKING:
     from sempa_mlx.data.records import StsTask
@@ -34,7 +34,7 @@ def sentences(data: str) -> Sentences:
     from sempa_mlx.data.sts_tasks import sts_tasks
     from sempa_mlx.evaluation.sts import distinct_sentences
 
-    path = Path(data).expanduser()
+    path = named_path(data)
     if path.is_file() and not has_suffix(path, PAIR_FILES):
         lines = (line.text for line in read_lines(path))
         texts = tuple(dict.fromkeys(text for text in lines if text.strip()))

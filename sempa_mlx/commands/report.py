@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from sempa_mlx.console import Console
 from sempa_mlx.errors import DataError, ModelError, Problem, UsageError
-from sempa_mlx.files import refuse_existing, write_text
+from sempa_mlx.files import named_path, refuse_existing, write_text
 
 if TYPE_CHECKING:
     from sempa_mlx.data.records import StsTask
@@ -81,7 +81,7 @@ def _pairs(record: "RunRecord", data: str | None, remarks: list[str]) -> "StsTas
     from sempa_mlx.data.sts_tasks import sts_tasks
 
     if data is not None:
-        is_file = Path(data).expanduser().is_file()
+        is_file = named_path(data).is_file()
         (task,) = sts_tasks(data, None if is_file else ("STSB",), None)
         return task if is_file else StsTask("STS-B test", task.protocol, task.pairs)
     spec = record.setting("eval.data") or "demo"

@@ -12,7 +12,7 @@ from sempa_mlx.config import SparseConfig
 from sempa_mlx.console import Console, fitting
 from sempa_mlx.data.rankings import RankedSentences, ranked_sentences, unranked
 from sempa_mlx.errors import DataError, Problem, UsageError
-from sempa_mlx.files import refuse_existing
+from sempa_mlx.files import named_path, refuse_existing
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.coding import FittedCoder
@@ -76,7 +76,7 @@ def read_sentences(data: str, settings: SparseConfig) -> RankedSentences:
     from sempa_mlx.data.readers import has_suffix, read_lines
     from sempa_mlx.data.sources import training_source
 
-    path = Path(data).expanduser()
+    path = named_path(data)
     if data in ("nli", "demo") or has_suffix(path, RECORD_FILES):
         source = training_source(data)
         records = read_preferences(source.path, skip_faulty=True).records

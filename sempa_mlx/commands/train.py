@@ -13,6 +13,7 @@ from sempa_mlx.config import OutputConfig, SempaConfig
 from sempa_mlx.config_file import Setting, parse_setting
 from sempa_mlx.config_resolve import Resolved, resolve_config
 from sempa_mlx.console import Console
+from sempa_mlx.files import named_path
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.coding import FittedCoder
@@ -112,7 +113,7 @@ def _named_folder(request: TrainRequest) -> Path:
     named = [parse_setting(key, text, "--set") for name, _, text in sets if name.strip() == key]
     found = [str(each.value) for each in named if isinstance(each, Setting) and each.value]
     flag = request.flags.get("--adapter-path", ("", None))[1]
-    return Path(flag or next(iter(found), OutputConfig().path))
+    return named_path(flag or next(iter(found), OutputConfig().path))
 
 
 def train_and_show(

@@ -14,7 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from sempa_mlx.data.hub import NO_ROOM, fetch_file, no_room
 from sempa_mlx.errors import DataError, Problem
-from sempa_mlx.files import cache_folder, staging
+from sempa_mlx.files import cache_folder, named_path, staging
 
 HUB_REPO = "princeton-nlp/datasets-for-simcse"
 
@@ -89,7 +89,7 @@ def sts_root(spec: str) -> Path:
         if isinstance(found, Problem):
             raise DataError(found, state="nothing was started")
         return found
-    folder = Path(spec).expanduser()
+    folder = named_path(spec)
     if not folder.is_dir():
         fix = "give the folder of your STS sets, or `hub` to download SentEval's"
         raise DataError(Problem("no such folder", spec, fix=fix))
@@ -135,7 +135,7 @@ def _commit(path: Path) -> str:
 
 
 def _local_file(spec: str, names: tuple[str, ...]) -> Source:
-    path = Path(spec).expanduser()
+    path = named_path(spec)
     if path.is_dir():
         raise DataError(Problem("is a folder", spec, fix="name a file in it"))
     if not path.exists():

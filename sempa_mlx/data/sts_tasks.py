@@ -1,7 +1,6 @@
 """STS tasks by the name of where they are: the Hub, a folder of sets, or a file of pairs."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import get_args
 
 from sempa_mlx.data.hub_sts import check_hub_names, is_of_hub, load_hub_tasks
@@ -10,6 +9,7 @@ from sempa_mlx.data.sources import sts_root
 from sempa_mlx.data.sts_files import read_sts_file
 from sempa_mlx.data.sts_sets import TASKS, Protocol, load_sts_tasks
 from sempa_mlx.errors import DataError, Problem, UsageError
+from sempa_mlx.files import named_path
 
 
 def sts_tasks(
@@ -26,7 +26,7 @@ def sts_tasks(
     if protocol not in (None, *get_args(Protocol)):
         known = " or ".join(get_args(Protocol))
         raise UsageError(Problem(f"unknown protocol {protocol!r}", fix=f"name {known}"))
-    path, names = Path(data).expanduser(), tuple(dict.fromkeys(names or ()))
+    path, names = named_path(data), tuple(dict.fromkeys(names or ()))
     if data != "hub" and not path.exists():
         fix = "give a file of pairs, a folder of STS sets, or `hub`"
         raise DataError(Problem("no such file or folder", data, fix=fix))

@@ -1,5 +1,6 @@
 """Whether an adapter fits a base: the weights it was trained on, and the shapes of its tensors."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,28 @@ import mlx.nn as nn
 
 from sempa_mlx.model.adapter_layers import adapter_shapes
 from sempa_mlx.model.load import ALIASES, LoadedModel, embedded_file
+
+
+def config_faults(config: Mapping[str, Any]) -> list[str]:
+    """List values in an adapter's config that cannot be what they stand for.
+
+    Raises:
+        KeyError: it lacks what loading needs.
+        TypeError: it, or a part of it, is no object.
+    """
+    parameters = config["lora_parameters"]
+    rank, scale, layers = parameters["rank"], parameters["scale"], config["num_layers"]
+    dropout, keys = parameters.get("dropout", 0.0), parameters.get("keys")
+    names = keys is None or (isinstance(keys, list) and all(isinstance(each, str) for each in keys))
+    checks = {
+        "num_layers is a whole number": type(layers) is int,
+        "rank is a whole number above 0": type(rank) is int and rank > 0,
+        "scale is a number": type(scale) in (int, float) and math.isfinite(scale),
+        "dropout lies in 0 to less than 1": type(dropout) in (int, float) and 0 <= dropout < 1,
+        "keys are null or names in a list": names,
+        "sempa is an object": isinstance(config.get("sempa") or {}, dict),
+    }
+    return [what for what, is_so in checks.items() if not is_so]
 
 
 def misfits(

@@ -18,6 +18,7 @@ from mlx_lm.utils import load_model as load_mlx_model
 
 from sempa_mlx import runtime
 from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.files import named_path
 from sempa_mlx.malloc import keep_freed_memory
 from sempa_mlx.model.cpu_functions import use_fast_functions
 from sempa_mlx.model.fetched import fetch_model, missing_parts
@@ -90,7 +91,7 @@ def locate(name: str, revision: str | None = None, *, weights: bool = True) -> L
         ModelError: nothing of that name can be had; the message names the next command.
         ResourceError: the cache of the Hub cannot be written.
     """
-    path = Path(name).expanduser()
+    path = named_path(name)
     if path.is_file() and path.suffix == ".gguf":
         return Location(name, path, GGUF_FILE)
     if path.is_dir():

@@ -21,7 +21,7 @@ from sempa_mlx import __version__
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.files import write_folder_files
-from sempa_mlx.model.adapter_fit import misfits
+from sempa_mlx.model.adapter_fit import config_faults, misfits
 from sempa_mlx.model.adapter_layers import (
     AdapterLayer,
     adapt,
@@ -217,10 +217,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     place = str(folder / CONFIG_FILE)
     try:
         config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
-        rank, scale = config["lora_parameters"]["rank"], config["lora_parameters"]["scale"]
-        whole = isinstance(config["num_layers"], int) and isinstance(rank, int)
-        if not (whole and isinstance(scale, int | float)):
-            raise TypeError("num_layers and rank are whole numbers, scale is a number")
+        if faults := config_faults(config):
+            raise TypeError("; ".join(faults))
     except (ValueError, KeyError, TypeError) as error:
         raise ModelError(Problem(f"not a LoRA config ({error!r})", place)) from error
     kind = config.setdefault("fine_tune_type", "lora")

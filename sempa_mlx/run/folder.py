@@ -6,7 +6,7 @@ from pathlib import Path
 
 from sempa_mlx.config import SempaConfig
 from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import is_temporary
+from sempa_mlx.files import is_temporary, named_path
 from sempa_mlx.run.lock import LOCK_FILE, locked, refuse_in_use
 from sempa_mlx.world import World
 
@@ -51,7 +51,7 @@ def check_place(folder: Path, model: str) -> None:
     Raises:
         UsageError: it is there.
     """
-    base = Path(model).expanduser()
+    base = named_path(model)
     if base.is_dir() and folder.resolve().is_relative_to(base.resolve()):
         problem = Problem(
             f"{folder} lies in the model's own folder", fix="choose another with --adapter-path"

@@ -34,9 +34,6 @@ FREE = frozenset(
 )
 
 
-SETUP = "base settings and tokenizer"  # which checkpoints of earlier versions do not name
-
-
 def run_identity(
     config: SempaConfig,
     loaded: LoadedModel,
@@ -53,7 +50,7 @@ def run_identity(
     }
     return settings | {
         "base weights": loaded.fingerprint,
-        SETUP: loaded.setup,
+        "base settings and tokenizer": loaded.setup,
         "dtype": str(loaded.dtype),
         "training rows": _digest(row_key(row) for row in rows),
         "dev pairs": _digest(repr(pair).encode() for pair in data.dev_task.pairs),

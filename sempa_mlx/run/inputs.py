@@ -24,13 +24,16 @@ class RunData:
     dev: Source
     dev_task: StsTask
     dev_records: tuple[PreferenceRecord, ...] = ()
+    dev_rows: Source | None = None
+    num_dev_rows: int = 0  # read, of which `dev_records` are kept
     kl_text: str = ""
     remark: str = ""
 
     @property
     def notes(self) -> list[str]:
         """Remarks the user should see, such as a fallback to the demo data."""
-        return [note for note in (self.train.note, self.dev.note, self.remark) if note]
+        rows = self.dev_rows.note if self.dev_rows else ""
+        return [note for note in (self.train.note, self.dev.note, rows, self.remark) if note]
 
 
 def read_run_data(config: SempaConfig) -> RunData:
@@ -58,12 +61,16 @@ def read_run_data(config: SempaConfig) -> RunData:
     found = RunData(train, data.report, data.records, dev, StsTask("dev", "dev", pairs))
     found.remark = _misread(config, train, data.report.format)
     if config.data.dev is not None:
-        found.dev_records = read_preferences(
-            training_source(config.data.dev).path,
+        source = training_source(config.data.dev)
+        rows = read_preferences(
+            source.path,
             template=config.data.template,
             system=config.data.system,
             candidates=config.candidates,
-        ).records
+            skip_faulty=source.is_downloaded,
+        )
+        found.dev_rows, found.num_dev_rows = source, rows.report.rows
+        found.dev_records = rows.records
     if "kl" in config.objective.terms and config.objective.kl_text is not None:
         found.kl_text = read_text(
             general_text(config.objective.kl_text), state="nothing was started"

@@ -12,6 +12,7 @@ from sempa_mlx.encoder.coder_file import describe_coder, identify, read_coder, w
 from sempa_mlx.encoder.encoder import Encoder
 from sempa_mlx.encoder.sparse import SparseCoder, check_k
 from sempa_mlx.errors import ModelError, Problem
+from sempa_mlx.files import named_path
 from sempa_mlx.training.code_loss import CoderWeights
 
 NAME = "sparse_coder"  # of the module in the model
@@ -65,7 +66,7 @@ def attach_coder(config: SempaConfig, encoder: Encoder) -> JointCoder | None:
     """
     if "code" not in config.objective.terms or config.sparse.start is None:
         return None
-    path = Path(config.sparse.start).expanduser()
+    path = named_path(config.sparse.start)
     kind = describe_coder(path)["kind"]
     if kind != "topk":
         what = f"a {kind} coder cannot be trained beside an adapter"

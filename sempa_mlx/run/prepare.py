@@ -71,7 +71,7 @@ def prepare_run(config: SempaConfig, data: RunData, world: World | None = None) 
         scorer,
         _evaluation(config, data, loaded, encoder),
         run_identity(config, loaded, tokenized.rows, data, coder.digest if coder else ""),
-        len(tokenized.rows),
+        [record.line for record in tokenized.records],
         tokenized.num_too_long,
         expected_peak_gb,
         remark,

@@ -1,14 +1,9 @@
 """Continue a run from the newest sound checkpoint in its folder."""
 
 import time
-from typing import Any
-
-import mlx.core as mx
 
 from sempa_mlx.errors import Problem, RunError, UsageError
-from sempa_mlx.model.lora import WEIGHTS_FILE
 from sempa_mlx.run.folder import CHECKPOINTS
-from sempa_mlx.run.identity import SETUP
 from sempa_mlx.run.training_run import TrainingRun
 from sempa_mlx.training.checkpoint import differences, latest_checkpoint
 from sempa_mlx.training.trainer import Progress
@@ -31,7 +26,7 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
         none = Problem("no checkpoint to resume from", str(folder), fix="start again with --force")
         raise RunError([none, *found.skipped], state="nothing was started")
     checkpoint = found.checkpoint
-    others = differences({SETUP: run.identity[SETUP]} | checkpoint.identity, run.identity)
+    others = differences(checkpoint.identity, run.identity)
     if others:
         raise UsageError(
             [
@@ -53,7 +48,4 @@ def resume(run: TrainingRun) -> tuple[Problem, ...]:
     run.started = time.perf_counter() - state["seconds"]
     run.num_lines = state["num_lines"]
     run.best_weights = checkpoint.best or checkpoint.adapter
-    if not checkpoint.best and run.progress.best_step != checkpoint.step:  # of an older version
-        best: Any = mx.load(str(run.folder / WEIGHTS_FILE))
-        run.best_weights = best
     return found.skipped

@@ -45,13 +45,18 @@ class DevEvaluation:
         scale = best_scale(found)
         metrics = {_name(each): value for each, value in found.items()} | spread(vectors)
         if self._validation is not None:
-            metrics |= self._validation.measure()
+            metrics |= self._validation.measure(is_base=step == 0)
         value = {
             "spearman": found[scale],
             "loss": -metrics.get("eval/loss", math.nan),
             "accuracy": metrics.get("eval/accuracies", math.nan),
         }[settings.metric]
         return Score(value, scale, metrics)
+
+    @property
+    def num_rows(self) -> int:
+        """How many dev rows are scored."""
+        return 0 if self._validation is None else self._validation.num_rows
 
     def spearman(self, scales: Iterable[float]) -> dict[float, float]:
         """Return the dev Spearman x 100 with the adapter at each of these scales."""

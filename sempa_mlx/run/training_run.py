@@ -8,9 +8,9 @@ import json
 import shlex
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -54,7 +54,7 @@ class TrainingRun:
     scorer: Scorer
     evaluation: DevEvaluation
     identity: dict[str, str]
-    num_rows: int
+    lines: Sequence[int]
     num_too_long: int
     expected_peak_gb: float
     memory_remark: str
@@ -73,6 +73,11 @@ class TrainingRun:
         return Path(self.config.output.path)
 
     @property
+    def num_rows(self) -> int:
+        """How many rows are trained on; `lines` says where each stands in its file."""
+        return len(self.lines)
+
+    @property
     def progress(self) -> Progress:
         """How far the run is."""
         return self.trainer.progress
@@ -85,15 +90,13 @@ class TrainingRun:
         trainable, total = count_parameters(loaded.model)
         dtype = runtime.dtype_name(loaded.dtype)
         dropped = sum(count for _, count in report.dropped) + self.num_too_long
-        rows = len(self.data.dev_records)
         kind = {"lora": "LoRA", "dora": "DoRA", "rslora": "rsLoRA"}[config.lora.kind]
         commit = f" at {loaded.location.revision[:12]}" if loaded.location.revision else ""
         return {
             "model": f"{loaded.location.name} ({loaded.location.origin}{commit}), {dtype}",
             "device": f"{machine.device}, {machine.name}, {machine.memory_gb:.0f} GB",
             "data": f"{self.data.train.label}: {self.num_rows} pairs ({dropped} dropped)",
-            "dev": f"{self.data.dev.label}: {len(self.data.dev_task.pairs)} pairs, Spearman"
-            + (f"; {rows} rows of {config.data.dev}" if rows else ""),
+            "dev": self._dev(),
             "prompts": terms["prompts"],
             "adapter": f"{kind} rank {config.lora.rank}, scale {config.lora.scale:g} "
             f"(alpha {config.lora.alpha:g}), {trainable:,} of {total:,} weights",
@@ -103,6 +106,14 @@ class TrainingRun:
             "memory": f"about {self.expected_peak_gb:.1f} GB at the peak of a step",
             "output": str(self.folder),
         }
+
+    def _dev(self) -> str:
+        """Name what the run is evaluated on."""
+        data, rows = self.data, self.evaluation.num_rows
+        found = f"{data.dev.label}: {len(data.dev_task.pairs)} pairs, Spearman"
+        if data.dev_rows is None:
+            return found
+        return f"{found}; {data.dev_rows.label}: {rows} rows ({data.num_dev_rows - rows} dropped)"
 
     def events(self, should_stop: Callable[[], bool] = lambda: False) -> Iterator[Event]:
         """Train; write what comes; yield every event.
@@ -181,6 +192,8 @@ class TrainingRun:
             self._save_best(event.weights, event.score.scale)
         if isinstance(event, DialSearched):
             self.encoder.with_scale(event.scale).save_settings(self.folder)
+        if isinstance(event, StepSkipped):
+            event = replace(event, rows=[self.lines[index] for index in event.rows])
         record = as_record(event)
         track(numbers(record), self.progress.step)
         log.write(json.dumps(record) + "\n")

@@ -110,8 +110,9 @@ def preference_nll(
             negatives too.
         taken_out: (anchors, candidates) bool, pairs that are no negatives.
         temperature: > 0, divides cosines.
-        base: (n, dim) embeddings of the untouched model, whose cosines are taken off first: then
-            only what the codes changed counts, as DPO counts log-ratios.
+        base: (n, dim) embeddings of the untouched model as the coder sees them, centred and scaled,
+            whose cosines are taken off first: then only what the codes changed counts, as DPO
+            counts log-ratios.
 
     Returns:
         (anchors,) float32.

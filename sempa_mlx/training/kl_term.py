@@ -37,6 +37,7 @@ class KlTerm(Generic[Part]):
         weight: float,
         parts_of: Callable[[Sequence[int], World, int], list[Part]],
         states_of: Callable[[Part], mx.array],
+        largest_of: Callable[[Sequence[Sequence[int]]], list[int]],
     ) -> None:
         """Keep what a step needs.
 
@@ -45,15 +46,18 @@ class KlTerm(Generic[Part]):
             weight: of the penalty in the loss.
             parts_of: cuts this process's share of a batch into forward passes.
             states_of: runs one, returning final states, (tokens, dim).
+            largest_of: rows of the largest of them over some batches.
         """
         self._model, self._weight = model, weight
         self._parts_of, self._states_of = parts_of, states_of
+        self._largest_of = largest_of
         self._loss_and_grad = value_and_grad(model, self._loss)
 
     def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
         """Return loss and gradients of a batch of rows, given by their indices."""
         found = Contribution()
-        for part in self._parts_of(batch, world, seed):
+        for place, part in enumerate(self._parts_of(batch, world, seed)):
+            mx.random.seed(world.seed(seed, place))  # of the masks of dropout
             with dialled(self._model, 0.0):
                 base = self._states_of(part)
                 mx.eval(base)
@@ -67,9 +71,8 @@ class KlTerm(Generic[Part]):
         return found
 
     def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
-        """Return nothing: its passes are no larger than those of the other terms."""
-        del batches
-        return []
+        """Return rows that fill the largest forward pass over these batches, the longest last."""
+        return self._largest_of(batches)
 
     def _loss(self, part: Part, base: mx.array) -> mx.array:
         return trained_kl(self._model, self._states_of(part), base).sum()
@@ -80,11 +83,22 @@ def completion_kl(
 ) -> KlTerm[list[TokenRow]]:
     """Return the penalty on the completions of the rows of a batch."""
 
-    def parts_of(batch: Sequence[int], world: World, _seed: int) -> list[list[TokenRow]]:
-        own = [rows[index] for index in world.share(batch)]
-        return batches_by_length(own, scorer.own_tokens, batch_tokens)
+    def own_tokens(index: int) -> int:
+        return scorer.own_tokens(rows[index])
 
-    return KlTerm(model, weight, parts_of, lambda part: scorer.states(model, part).hidden)
+    def cut(batch: Sequence[int]) -> list[list[int]]:
+        return batches_by_length(batch, own_tokens, batch_tokens)
+
+    def parts_of(batch: Sequence[int], world: World, _seed: int) -> list[list[TokenRow]]:
+        return [[rows[index] for index in members] for members in cut(world.share(batch))]
+
+    def largest_of(batches: Sequence[Sequence[int]]) -> list[int]:
+        passes = (members for batch in batches for members in cut(batch))
+        return max(passes, key=lambda members: len(members) * own_tokens(members[-1]), default=[])
+
+    return KlTerm(
+        model, weight, parts_of, lambda part: scorer.states(model, part).hidden, largest_of
+    )
 
 
 def text_kl(
@@ -119,7 +133,8 @@ def text_kl(
         return [own[start : start + a_pass] for start in range(0, len(own), a_pass)]
 
     def states_of(part: list[Sequence[int]]) -> mx.array:
-        hidden = run(part)
+        hidden = run(part)[:, :length]  # without what a GPU's passes are padded with
         return hidden.reshape(-1, hidden.shape[-1])
 
-    return KlTerm(model, weight, parts_of, states_of)
+    # Whatever the rows are, all of the text is looked at: one row stands for any.
+    return KlTerm(model, weight, parts_of, states_of, lambda batches: [*batches[0][:1]])

@@ -42,6 +42,11 @@ class PreferenceTerm:
         self._loss_and_grad = value_and_grad(model, self._loss)
         self._pulled_grad = value_and_grad(model, self._pulled)
 
+    @property
+    def num_rows(self) -> int:
+        """How many rows there are."""
+        return len(self._rows)
+
     def contribution(self, batch: Sequence[int], world: World, seed: int) -> Contribution:
         """Return loss and gradients of a batch of rows, given by their indices.
 
@@ -78,8 +83,11 @@ class PreferenceTerm:
             passes, key=lambda rows: len(rows) * own_tokens(self._rows[rows[-1]]), default=[]
         )
 
-    def measure(self) -> dict[str, float]:
-        """Return accuracy over all rows, and the loss if a term compares completions."""
+    def measure(self, *, is_base: bool = False) -> dict[str, float]:
+        """Return accuracy over all rows, and the loss if a term compares completions.
+
+        The base prefers nothing to its own reference: what rounding makes of that does not count.
+        """
         groups = self._micro_batches(range(len(self._rows)))
         policies = []
         for members in groups:
@@ -94,8 +102,9 @@ class PreferenceTerm:
             loss = self._objective(policy, reference, completion_lengths(rows), totals)
             found["eval/loss"] = float(loss)
         rewards = self._objective.rewards(policy, reference)
-        wins = (rewards[:, 0] > rewards[:, -1]).mean()
-        return found | {"eval/accuracies": float(wins)}
+        wins = float((rewards[:, 0] > rewards[:, -1]).mean())
+        is_tied = is_base and self._objective.needs_reference
+        return found | {"eval/accuracies": 0.0 if is_tied else wins}
 
     def _micro_batches(self, indices: Sequence[int]) -> list[list[int]]:
         """Cut rows into forward passes that fit the token budget."""

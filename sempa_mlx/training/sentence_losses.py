@@ -99,7 +99,7 @@ def sparse_loss(settings: SparseConfig, coder: Coder) -> SentenceLoss:
                 batch.candidates,
                 batch.taken_out,
                 settings.temperature,
-                batch.base if settings.adjusted else None,
+                coder(batch.base)[0] if settings.adjusted and batch.base is not None else None,
             )
             total = total + settings.preference * ranked.mean()
         return total

@@ -157,6 +157,7 @@ class SentenceTerm:
             mx.random.seed(world.seed(seed, place))
             vectors[group] = np.array(self._embed([sentences[index] for index in group]))
         total: mx.array = world.total(mx.array(vectors))
+        mx.eval(total)  # here, by all: what a process does not use it would not add
         return total
 
     def _base_embeddings(self, sentences: Sequence[Sentence]) -> mx.array:

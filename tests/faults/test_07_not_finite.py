@@ -12,6 +12,8 @@ from sempa_mlx.training.trainer import Trainer
 from tests.command import done, metrics_of, refused, training
 from tests.faults.conftest import SETTINGS
 
+DROPPED = '{"anchor": "A cat.", "entailment": "A dog.", "contradiction": "A dog."}\n'
+
 
 def poison(monkeypatch, from_step, to_step, value):
     whole = Trainer._contributions
@@ -32,11 +34,16 @@ def newest_adapter(folder):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_one_bad_step_changes_nothing_and_its_rows_are_logged(space, tmp_path, monkeypatch, value):
     poison(monkeypatch, 2, 2, value)
-    outcome = done(*training(space, *SETTINGS), "--adapter-path", tmp_path / "run")
+    rows = (space / "pairs.jsonl").read_text()
+    data = tmp_path / "pairs.jsonl"
+    data.write_text(DROPPED + rows)  # so that a row is not where it is in the file
+    command = training(space, *SETTINGS, data=data)
+    outcome = done(*command, "--adapter-path", tmp_path / "run")
     assert "step 2 skipped: loss or gradient not finite" in outcome.err
     (line,) = [line for line in metrics_of(tmp_path / "run") if "skipped_rows" in line]
     assert line["step"] == 2
     assert len(line["skipped_rows"]) == 4
+    assert min(line["skipped_rows"]) >= 2, "lines of the file, of which the first was dropped"
     kept = newest_adapter(tmp_path / "run")
     assert all(np.isfinite(np.array(each)).all() for each in kept.values())
 

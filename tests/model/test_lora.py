@@ -682,11 +682,18 @@ def test_a_truncated_weights_file_is_refused(saved):
         (lambda config: config["lora_parameters"].pop("scale"), "scale"),
         (lambda config: config.update(lora_parameters=None), "not a LoRA config"),
         (lambda config: config.update(fine_tune_type="full"), "full adapters are not supported"),
-        (lambda config: config.update(num_layers="all"), "whole numbers"),
-        (lambda config: config["lora_parameters"].update(rank=4.5), "whole numbers"),
+        (lambda config: config.update(num_layers="all"), "num_layers is a whole number"),
+        (lambda config: config["lora_parameters"].update(rank=4.5), "rank is a whole number"),
+        (lambda config: config["lora_parameters"].update(rank=0), "above 0"),
         (lambda config: config["lora_parameters"].update(scale="2"), "scale is a number"),
+        (lambda config: config["lora_parameters"].update(scale=math.nan), "scale is a number"),
+        (lambda config: config["lora_parameters"].update(dropout=2), "dropout lies in 0"),
+        (lambda config: config["lora_parameters"].update(dropout=None), "dropout lies in 0"),
+        (lambda config: config["lora_parameters"].update(keys=5), "keys are null or"),
+        (lambda config: config["lora_parameters"].update(keys=[5]), "keys are null or"),
+        (lambda config: config.update(sempa="x"), "sempa is an object"),
     ],
-    ids=["layers", "scale", "null", "full", "layers type", "rank type", "scale type"],
+    ids=lambda value: value if isinstance(value, str) else "",
 )
 def test_an_unusable_config_is_refused(saved, change, words):
     _, folder = saved

@@ -8,11 +8,13 @@ from scipy.special import log_softmax
 
 from sempa_mlx.config import LoraConfig
 from sempa_mlx.model.completions import TokenRow
+from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.lora import adapter_weights, attach, dialled
 from sempa_mlx.model.scoring import choose_scoring
 from sempa_mlx.training.kl_term import TEXT_ROW, completion_kl, text_kl
+from sempa_mlx.training.memory import estimate_peak_gb
 from sempa_mlx.world import World
-from tests.tiny import VOCABULARY, move_adapter, tiny_model
+from tests.tiny import VOCABULARY, make_rows, move_adapter, tiny_model
 
 RANDOM = np.random.default_rng(0)
 TEXT = [int(token) for token in RANDOM.integers(0, VOCABULARY, 3 * TEXT_ROW + 5)]
@@ -111,3 +113,49 @@ def test_two_processes_share_the_pieces(model):
     halves = [term.contribution([], Half(rank, 2), 5).loss for rank in (0, 1)]
     assert sum(halves) == pytest.approx(whole, rel=1e-5)
     assert min(halves) > 0
+
+
+def test_what_a_gpu_pads_with_is_not_held(model):
+    short = TEXT[:41]
+    plain = text_kl(model, 1.0, short, step_tokens=64, batch_tokens=64)
+
+    def padded(pieces):
+        return final_hidden(model, [[*piece, *[0] * 7] for piece in pieces])
+
+    found = text_kl(model, 1.0, short, 64, 64, padded).contribution([], World(), 0)
+    assert found.tokens == 41
+    assert found.loss == pytest.approx(plain.contribution([], World(), 0).loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("on_text", [True, False])
+def test_masks_of_dropout_are_the_seeds(on_text):
+    model = tiny_model("llama", num_hidden_layers=1)
+    attach(model, LoraConfig(rank=4, alpha=8.0, dropout=0.5), seed=1)
+    move_adapter(model, 0.3)
+    model.train()
+    if on_text:
+        term = text_kl(model, 1.0, TEXT, step_tokens=10_000, batch_tokens=64)
+    else:
+        term = completion_kl(model, 1.0, ROWS, choose_scoring(model, ROWS, mx.float32), 12)
+    losses = [term.contribution([0, 1, 2], World(), seed).loss for seed in (3, 3, 4)]
+    assert losses[0] == losses[1] != losses[2]
+
+
+@pytest.mark.parametrize("on_text", [True, False])
+def test_its_memory_is_expected(on_text):
+    rows = make_rows(count=64)
+    model = tiny_model("llama", vocab_size=2048)
+    attach(model, LoraConfig(rank=4), seed=1)
+    if on_text:
+        term = text_kl(model, 1.0, [*TEXT] * 20, step_tokens=4096, batch_tokens=2048)
+    else:
+        scorer = choose_scoring(model, rows, mx.float32)
+        term = completion_kl(model, 1.0, rows, scorer, 100_000)
+    batches = [range(4), range(64)]
+    model.train()
+    expected = estimate_peak_gb([term], batches)
+    mx.clear_cache()
+    mx.reset_peak_memory()
+    for batch in batches:
+        term.contribution(batch, World(), 0)
+    assert expected == pytest.approx(mx.get_peak_memory() / 1e9, rel=0.25)

@@ -94,6 +94,8 @@ def test_measuring_gives_the_loss_without_training(loss):
     assert found["eval/loss"] == pytest.approx(contribution.loss, rel=1e-5)
     rewards = np.array(contribution.rewards)
     assert found["eval/accuracies"] == pytest.approx((rewards[:, 0] > rewards[:, 1]).mean())
+    assert found["eval/accuracies"] > 0
+    assert term.measure(is_base=True)["eval/accuracies"] == 0, "rounding prefers nothing"
     assert_equal(adapter_weights(model), before)
 
 

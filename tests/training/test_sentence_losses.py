@@ -87,7 +87,7 @@ def numpy_code_loss(vectors, coder, settings, base=None):
 
     scores = cosines(kept(K))
     if base is not None:
-        scores = scores - cosines(base.astype(np.float64))
+        scores = scores - cosines((base.astype(np.float64) - coder.centre) / coder.scale)
     scores = scores / settings.temperature
     ranked = np.log(np.exp(scores).sum(axis=1)) - scores[[0, 1], [0, 2]]
     return left(K) + left(4 * K) / 8 + settings.preference * ranked.mean()
