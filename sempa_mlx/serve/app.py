@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 
 from sempa_mlx.serve.access import AccessLog, bug_report, note
 from sempa_mlx.serve.admission import Admission
-from sempa_mlx.serve.body import read_json, unless_gone
+from sempa_mlx.serve.body import read_json, unless, unless_gone
 from sempa_mlx.serve.chat_request import ChatRequest, parse_chat_request
 from sempa_mlx.serve.chats import Piece
 from sempa_mlx.serve.embedding_request import parse_embedding_request
@@ -62,7 +62,7 @@ class Api:
         """Embed texts."""
         with self._admission.place():
             asked = parse_embedding_request(
-                await read_json(request, self._limits),
+                await self._body(request),
                 max_inputs=self._limits.inputs,
                 dim=self._served.dim,
             )
@@ -84,8 +84,7 @@ class Api:
         """Answer a conversation, at once or piece by piece."""
         with ExitStack() as held:
             held.enter_context(self._admission.place())
-            body = await read_json(request, self._limits)
-            asked = parse_chat_request(body, max_stops=self._limits.stops)
+            asked = parse_chat_request(await self._body(request), max_stops=self._limits.stops)
             job = self._engine.chat(asked, adapted=self._served.is_adapted(asked.model))
             held.callback(self._engine.drop, job)
             prompt_tokens = await unless_gone(request, self._in_time(job.read))
@@ -122,6 +121,11 @@ class Api:
         if asked.include_usage:
             yield reply.usage(num_tokens)
         yield DONE
+
+    async def _body(self, request: Request) -> object:
+        """Read a body as JSON; one that still comes when the server stops is not waited for."""
+        reading = read_json(request, self._limits)
+        return await unless(self._engine.stopped.wait(), reading, stopping())
 
     async def _in_time(self, work: Awaitable[Result]) -> Result:
         try:

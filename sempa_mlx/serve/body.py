@@ -59,17 +59,21 @@ async def unless_gone(request: Request, work: Awaitable[Result]) -> Result:
     Raises:
         ClientGoneError: it has.
     """
-    task = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_disconnected(request))
+    return await unless(_disconnected(request), work, ClientGoneError())
+
+
+async def unless(end: Awaitable[object], work: Awaitable[Result], error: Exception) -> Result:
+    """Wait for work; give it up with an error if something else happens first."""
+    task, ended = asyncio.ensure_future(work), asyncio.ensure_future(end)
     try:
-        await asyncio.wait({task, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({task, ended}, return_when=asyncio.FIRST_COMPLETED)
         if not task.done():
-            raise ClientGoneError
+            raise error
         return task.result()
     finally:
         task.cancel()
-        gone.cancel()
-        await asyncio.gather(task, gone, return_exceptions=True)
+        ended.cancel()
+        await asyncio.gather(task, ended, return_exceptions=True)
 
 
 async def _disconnected(request: Request) -> None:

@@ -47,7 +47,12 @@ class Engine:
         self._running: dict[int, ChatJob] = {}
         self._keys = count()
         self._work = asyncio.Event()
-        self.is_stopped = False
+        self.stopped = asyncio.Event()
+
+    @property
+    def is_stopped(self) -> bool:
+        """Tell whether nothing more is taken."""
+        return self.stopped.is_set()
 
     @asynccontextmanager
     async def running(self) -> AsyncIterator[None]:
@@ -70,7 +75,7 @@ class Engine:
 
     def stop(self) -> None:
         """Answer everything that waits or runs with 503, and take nothing more."""
-        self.is_stopped = True
+        self.stopped.set()
         chats = (*self._waiting, *self._running.values())
         for job in (*self._new, *self._embeddings.drain(), *self._embedding, *chats):
             job.fail(stopping())

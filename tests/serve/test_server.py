@@ -237,6 +237,16 @@ def test_what_takes_too_long_when_the_server_stops_is_told_so():
         gate.open()
 
 
+def test_a_body_that_still_comes_when_the_server_stops_is_told_so():
+    with server(limits=Limits(stop_seconds=0.5)) as house, house.socket() as connection:
+        connection.sendall(head(100) + b'{"model"')
+        house.wait_for(1)
+        house.stop.set()
+        status, document = answer(connection)
+    assert status == 503
+    assert "stopping" in error_of(document)["message"]
+
+
 def test_a_stream_that_cannot_be_finished_ends_in_an_error():
     with server(limits=QUICK) as house:
         steps = Gate(house.worker, "step")
