@@ -69,6 +69,8 @@ recipe() { # NAME: the options that make it what it is
     sempa-held) echo --set objective.loss=sigmoid+2kl $general $prefer ;;
     sempa-held-*) echo --set "objective.loss=sigmoid+${1#sempa-held-}kl" $general $prefer ;;
     norm-held) echo --set objective.loss=sigmoid_norm+2kl --beta 5 $general $prefer ;;
+    sempa-sft) echo --set objective.loss=sigmoid+0.2sft $prefer ;;
+    simpo) echo --set objective.loss=simpo --beta 2 $prefer ;;
     paper) echo --set objective.loss=sigmoid --batch-size 256 --learning-rate 1e-4 ;;
     listwise) echo --set objective.loss=listwise $prefer ;;
     embedding) echo --set objective.loss=embedding $embed ;;
