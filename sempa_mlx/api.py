@@ -52,18 +52,18 @@ class Trained:
     summary: dict[str, Any]
 
 
-def load_config(source: str | Path | None = None, *, sets: Sequence[str] = ()) -> SempaConfig:
+def load_config(source: str | Path | None = None, *, sets: str | Sequence[str] = ()) -> SempaConfig:
     """Read the settings of a run: every key has a value, and each was checked.
 
     Args:
         source: a recipe's name or a YAML file; by default `./sempa.yaml` if there is one, else the
             built-in recipe.
-        sets: overrides `section.key=value`, the value in YAML, as `--set` takes them.
+        sets: overrides `section.key=value`, the value in YAML, as `--set` takes them; or one.
 
     Raises:
         ConfigError: all faults of file and overrides together, with their lines.
     """
-    return resolve_config(source, sets=sets).config
+    return resolve_config(source, sets=[sets] if isinstance(sets, str) else sets).config
 
 
 def train(
@@ -124,7 +124,7 @@ def evaluate_sts(
     encoder: EncodesTexts,
     data: str | Path = "hub",
     *,
-    tasks: Sequence[str] | None = None,
+    tasks: str | Sequence[str] | None = None,
     protocol: Protocol | None = None,
     resamples: int = 0,
 ) -> list[StsScore]:
@@ -134,7 +134,7 @@ def evaluate_sts(
         encoder: an `Encoder`, or anything with `encode(texts) -> (n, dim)`.
         data: `hub` (downloaded once), a folder of STS sets, or one file of scored pairs (.tsv,
             .csv, .jsonl).
-        tasks: names of the sets; by default the seven of SentEval.
+        tasks: names of the sets, or one name; by default the seven of SentEval.
         protocol: `senteval` (the default; published numbers) or `mteb`; not for a file.
         resamples: draws of the bootstrap behind `score.estimate`; 0 for none.
 
@@ -145,7 +145,7 @@ def evaluate_sts(
         UsageError: unknown tasks, or a protocol that does not belong there.
         DataError: there is no such file or folder, or it has faults; all of them.
     """
-    found = sts_tasks(str(data), tasks, protocol)
+    found = sts_tasks(str(data), [tasks] if isinstance(tasks, str) else tasks, protocol)
     return sts.evaluate_sts(encoder, found, resamples=resamples)
 
 

@@ -16,6 +16,7 @@ from sempa_mlx.config_faults import name_fault, value_fault
 from sempa_mlx.config_file import Setting, parse_setting, read_settings, visible, write_settings
 from sempa_mlx.config_recipes import list_recipes, missing_recipe, recipe_path
 from sempa_mlx.errors import ConfigError, Problem
+from sempa_mlx.files import named_path
 
 DEFAULT_FILE = "sempa.yaml"
 DEFAULT_RECIPE = "smollm2-135m"
@@ -79,7 +80,7 @@ def _read_source(source: str | Path | None) -> tuple[str, list[Setting | Problem
     """Return what was chosen, and its settings and faults."""
     if source is None:
         source = Path(DEFAULT_FILE) if Path(DEFAULT_FILE).exists() else DEFAULT_RECIPE
-    name, path = str(source), Path(source)
+    name, path = str(source), named_path(str(source))
     if isinstance(source, Path) or _looks_like_file(name):
         if not path.exists():
             return name, [missing_recipe(name, "no such file")]
@@ -91,7 +92,7 @@ def _read_source(source: str | Path | None) -> tuple[str, list[Setting | Problem
 
 
 def _looks_like_file(name: str) -> bool:
-    return name.endswith((".yaml", ".yml")) or "/" in name or Path(name).is_file()
+    return name.endswith((".yaml", ".yml")) or "/" in name or named_path(name).is_file()
 
 
 def _parse_sets(sets: Sequence[str]) -> Iterator[Setting | Problem]:

@@ -58,6 +58,7 @@ def test_the_page_runs_as_it_stands(folder):
 def test_settings_are_those_of_the_command_line():
     sets = ["train.iters=7", "objective.loss=ipo"]
     assert load_config("demo", sets=sets) == resolve_config("demo", sets=sets).config
+    assert load_config("demo", sets=sets[0]).train.iters == 7
     with pytest.raises(ConfigError, match="learning_rat`"):
         load_config("demo", sets=["train.learning_rat=1"])
 
@@ -123,6 +124,14 @@ def test_sentences_are_scored_as_scipy_does(folder):
     assert found.spearman == pytest.approx(expected)
     with pytest.raises(UsageError, match="--protocol"):
         evaluate_sts(encoder, "pairs.tsv", protocol="mteb")
+    with pytest.raises(UsageError, match="--tasks"):
+        evaluate_sts(encoder, "pairs.tsv", tasks="STSB")
+
+
+@pytest.mark.parametrize("texts", ["A cat", ["A cat", None], [3], [b"A cat"]])
+def test_what_is_no_list_of_texts_is_refused(folder, texts):
+    with pytest.raises(UsageError, match="a list of texts"):
+        Encoder.load("base").encode(texts)
 
 
 def test_texts_are_paraphrased_as_the_settings_say(folder):

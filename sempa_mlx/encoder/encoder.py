@@ -139,8 +139,8 @@ class Encoder:
         Warns:
             UserWarning: once, with the count, if texts were cut to `settings.max_tokens`.
         """
-        if isinstance(texts, str):
-            raise UsageError("encode takes a list of texts, not one string")
+        if isinstance(texts, str) or not all(isinstance(text, str) for text in texts):
+            raise UsageError("encode takes a list of texts, not one string or anything else")
         vectors, num_truncated = self.encode_counted(
             texts, batch_tokens=batch_tokens, on_progress=on_progress
         )
