@@ -1,5 +1,6 @@
 """The boundary between the program and its user: nothing gets through raw."""
 
+import errno
 import io
 import os
 import sys
@@ -10,8 +11,10 @@ from typing import TextIO
 from sempa_mlx.commands.group import ReaderGoneError, help_of_group, usage_error
 from sempa_mlx.console import Console
 from sempa_mlx.disk import full_disk
-from sempa_mlx.errors import SempaError, unexpected
+from sempa_mlx.errors import Problem, SempaError, UsageError, unexpected
 from sempa_mlx.memory import out_of_memory
+
+UNREACHABLE = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
 
 
 def answer(run: Callable[[], int], console: Console, *, debug: bool) -> int:
@@ -55,10 +58,17 @@ def _tell(console: Console, error: Exception) -> int:
     if isinstance(error, BrokenPipeError):
         raise error
     told = error if isinstance(error, SempaError) else full_disk(error) or out_of_memory(error)
-    told = told or unexpected(error)
+    told = told or _unreachable(error) or unexpected(error)
     with suppress(BrokenPipeError):
         console.error(told)
     return told.exit_code
+
+
+def _unreachable(error: Exception) -> SempaError | None:
+    """Return the error of a path that no file can have, or that may not be looked at."""
+    if not isinstance(error, OSError) or error.errno not in UNREACHABLE or not error.filename:
+        return None
+    return UsageError(Problem(str(error.strerror), str(error.filename)[:60], fix="name another"))
 
 
 def _open_streams() -> None:

@@ -82,7 +82,7 @@ def eval_generation(
     from sempa_mlx.commands.generators import Generators
 
     request = GenerationRequest(names, text, data, limit, max_tokens, asked)
-    generators = Generators(model, adapter_path or [], adapter_scale or [1.0], not no_base)
+    generators = Generators(model, adapter_path or [], adapter_scale or [], not no_base)
     run_eval_generation(console, generators, request, out=out)
 
 

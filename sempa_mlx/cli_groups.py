@@ -102,7 +102,7 @@ def eval_sts(
 
     methods = [] if no_base else method or ["prompteol"]
     systems = Systems(
-        *(model, adapter_path or [], adapter_scale or [1.0], methods),
+        *(model, adapter_path or [], adapter_scale or [], methods),
         adapter_methods=adapter_method or [],
         options=VectorOptions(layer, tuned, post, post_fit),
     )
@@ -145,7 +145,7 @@ def eval_geometry(
 
     methods = [] if no_base else method or ["prompteol"]
     options = VectorOptions(layer, tuned, post, post_fit)
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods, options=options)
+    systems = Systems(model, adapter_path or [], adapter_scale or [], methods, options=options)
     run_eval_geometry(console, systems, data, positives_from=positives_from, out=out)
 
 
@@ -173,5 +173,5 @@ def eval_tokens(
     from sempa_mlx.commands.evaluate_tokens import run_eval_tokens
 
     methods = [] if no_base else method or ["prompteol"]
-    systems = Systems(model, adapter_path or [], adapter_scale or [1.0], methods)
+    systems = Systems(model, adapter_path or [], adapter_scale or [], methods)
     run_eval_tokens(console, systems, data, top=top, show=show, out=out)

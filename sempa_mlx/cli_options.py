@@ -46,7 +46,7 @@ ScalesOption = Annotated[
     model_option(
         "--adapter-scale",
         callback=finite,
-        help="0 = base, 1 = full adapter; may be repeated. [default: 1]",
+        help="0 = base, 1 = full adapter; may be repeated. [default: the run's own]",
     ),
 ]
 MethodsOption = Annotated[

@@ -78,18 +78,19 @@ def sparse_fit(
 ) -> None:
     """Fit a sparse coder to a model's embeddings; the model stays as it is."""
     from sempa_mlx.commands.sparse import System, run_sparse_fit
-    from sempa_mlx.config import SparseConfig
+    from sempa_mlx.config_resolve import resolve_config
 
-    settings = SparseConfig(
-        coder=coder,
-        k=k,
-        hidden=hidden,
-        sentences=sentences,
-        epochs=epochs,
-        batch_size=batch_size,
-        learning_rate=learning_rate,
-        preference=preference,
-    )
+    given = {
+        "--coder": ("sparse.coder", coder),
+        "--k": ("sparse.k", k),
+        "--hidden": ("sparse.hidden", hidden),
+        "--sentences": ("sparse.sentences", sentences),
+        "--epochs": ("sparse.epochs", epochs),
+        "--batch-size": ("sparse.batch_size", batch_size),
+        "--learning-rate": ("sparse.learning_rate", learning_rate),
+        "--preference": ("sparse.preference", preference),
+    }
+    settings = resolve_config("demo", flags=given).config.sparse
     system = System(model, adapter_path, adapter_scale, method)
     run_sparse_fit(console, system, data, settings, out, seed=seed, force=force)
 

@@ -23,6 +23,8 @@ def test_figures_are_those_of_the_run_it_leaves(place):
     assert shown["scores"].keys() == {"base, mean pooling", "base, PromptEOL", "trained"}
     text = (folder / "sentences.txt").read_text(encoding="utf-8").rstrip("\n")
     assert np.load(shown["store"]).shape == (len(text.splitlines()), trained.dim)
+    found = done("search", shown["store"], text.splitlines()[0], "--json").document
+    assert found["queries"][0]["hits"][0]["text"] == text.splitlines()[0]
 
     model, generation = trained.loaded.model, shown["generation"]
     tokens = trained.loaded.tokenizer.encode(text)

@@ -381,3 +381,16 @@ def test_scores_of_a_broken_encoder_are_undefined(space, here, monkeypatch):
     outcome = done("eval", "sts", "--data", "a.tsv", "--model", space / "base")
     assert "base prompteol: undefined on a.tsv: some vectors hold NaN" in outcome.err
     assert outcome.out.count("undefined") == 2
+
+
+def test_an_adapter_is_measured_as_it_embeds(space, here):
+    shutil.copytree(space / "run", "mine")
+    settings = json.loads(Path("mine/encoder.json").read_text()) | {"adapter_scale": 0.3}
+    Path("mine/encoder.json").write_text(json.dumps(settings))
+    line = ("--json", "eval", "sts", "--data", space / "dev.tsv", "--adapter-path", "mine")
+    (row,) = done(*line, "--no-base").document["results"]
+    assert row["system"] == "mine x0.3 prompteol"
+    assert row["encoder"]["adapter_scale"] == 0.3
+    text = ("eval", "generation", "--text", space / "dev.tsv", "--adapter-path", "mine")
+    (row,) = done("--json", *text, "--no-base").document["results"]
+    assert (row["system"], row["adapter_scale"]) == ("mine x0.3", 0.3)

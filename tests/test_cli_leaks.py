@@ -91,3 +91,12 @@ def test_the_packaged_rows_can_be_named_and_faults_are_told(files, tmp_path):
     refused(3, "data", "leaks", "no-such.jsonl", "--data", test)
     refused(3, "data", "leaks", "demo", "--data", tmp_path / "nowhere")
     refused(2, "data", "leaks", "demo", "--data", test, "--tasks", "STSB")
+
+
+def test_what_is_read_is_not_written(files):
+    train, test = files
+    for out in files:
+        before = out.read_bytes()
+        outcome = refused(2, "data", "leaks", train, "--data", test, "--out", out)
+        assert "is read, so it is not written" in outcome.errors[0]
+        assert out.read_bytes() == before

@@ -1,6 +1,7 @@
 """`embed --sparse` and `search`, from the command line to the files and back."""
 
 import json
+import math
 import os
 import shutil
 import sys
@@ -8,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -581,3 +583,68 @@ def test_other_settings_of_the_same_weights_are_another_model(space, here):
     (here / "base" / "config.json").write_text(json.dumps(config | {"rope_theta": 5e5}))
     error = refused(1, "search", "notes.txt.npy", "cat").err
     assert "with other settings or tokenizer, or by an earlier version" in error
+
+
+def test_vectors_beside_the_hashes_of_others_are_not_kept(space, here):
+    """As after a copy of some files: what a line's vector is, only its hash can tell."""
+    Path("a.txt").write_text("A cat\nTwo dogs\n")
+    Path("b.txt").write_text("Art\nNo man\n")
+    for name in ("a", "b"):
+        done("embed", f"{name}.txt", "-o", f"{name}.npy", "--model", space / "base")
+    for ending in ("npy", "json"):
+        shutil.copy(f"b.{ending}", f"a.{ending}")
+    before = files_below(here)
+    outcome = refused(3, "embed", "a.txt", "-o", "a.npy", "--model", space / "base", "--update")
+    assert "ids of other lines" in outcome.err
+    assert "ids of other lines" in refused(3, "search", "a.npy", "a cat").err
+    assert files_below(here) == before
+
+
+def test_vectors_that_are_not_finite_are_not_written(space, here):
+    shutil.copytree(space / "base", "broken")
+    weights = mx.load("broken/model.safetensors")
+    mx.eval(weights)
+    name = "model.norm.weight"
+    mx.save_safetensors("broken/model.safetensors", weights | {name: weights[name] * math.inf})
+    Path("notes.txt").write_text("A cat\nTwo dogs\nNo man\n")
+    before = files_below(here)
+    outcome = refused(1, "embed", "notes.txt", "--model", "broken")
+    assert "the embeddings of 3 of 3 texts hold NaN or infinity" in outcome.err
+    assert files_below(here) == before
+
+
+def test_a_path_that_cannot_be_is_told_as_that(space, here):
+    Path("a").write_text("A cat\n")
+    for line in (
+        ("embed", "x" * 300),
+        ("search", "x" * 300 + ".npy", "a"),
+        ("embed", "a", "-o", "y" * 300 + ".npy"),
+    ):
+        assert "File name too long" in refused(2, *line, "--model", space / "base").err
+
+
+def test_faults_of_stdin_are_told_of_stdin(space, here):
+    outcome = refused(3, "embed", "-", "-o", "a.npy", "--model", space / "base", stdin=b"a\n\xff\n")
+    assert outcome.errors[0].startswith("error: stdin:2: not UTF-8")
+    Path("notes.txt").write_text("A cat\n")
+    done("embed", "notes.txt", "--model", space / "base")
+    outcome = refused(3, "search", "notes.txt.npy", "-", stdin=b"\xff\n")
+    assert outcome.errors[0].startswith("error: stdin:1: not UTF-8")
+
+
+def test_codes_go_beside_vectors_whatever_they_are_called(space, here):
+    Path("notes.txt").write_text("A cat\nTwo dogs\nNo man\n")
+    form = ("--format", "npy", "--precision", "int8")
+    outcome = done("embed", "notes.txt", "-o", "vectors", *form, "--model", space / "base")
+    assert "codes: " in outcome.err
+    assert "search in it" not in outcome.err, "by its name it is no store"
+
+
+def test_a_store_of_codes_with_a_changed_byte_is_named(space, here):
+    Path("notes.txt").write_text("A cat\n")
+    coder = space / "topk.safetensors"
+    done("embed", "notes.txt", "-o", "a.npz", "--model", space / "base", "--sparse", coder)
+    content = bytearray(Path("a.npz").read_bytes())
+    content[content.rindex(b"PK\x01\x02") + 6] = 170  # the version that it takes to unpack it
+    Path("a.npz").write_bytes(content)
+    assert "a.npz" in refused(3, "search", "a.npz", "a cat").errors[0]

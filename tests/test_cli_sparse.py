@@ -5,7 +5,7 @@ import inspect
 import numpy as np
 import pytest
 
-from sempa_mlx import cli_sparse
+from sempa_mlx import cli_sparse, load_config
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.encoder.coder_file import read_coder, read_examples
 from sempa_mlx.encoder.encoder import Encoder
@@ -145,6 +145,29 @@ def test_k_beyond_the_latents_writes_nothing(folder):
     assert not (folder / "wide.safetensors").exists()
 
 
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--learning-rate", -1), ("--learning-rate", "nan"), ("--preference", "inf")],
+)
+def test_settings_that_cannot_be_are_told_by_their_options(folder, option, value):
+    outcome = refused(2, *fit(folder, "none.safetensors"), option, value)
+    assert option in outcome.errors[0]
+
+
+def test_faulty_rows_of_ones_own_file_are_told(folder, tmp_path):
+    rows = (folder / "pairs.jsonl").read_text()
+    (tmp_path / "rows.jsonl").write_text(rows + '{"anchor": "A cat"}\n')
+    arguments = ("--model", folder / "base", "--data", tmp_path / "rows.jsonl")
+    outcome = refused(3, "sparse", "fit", *arguments, "--out", tmp_path / "c.safetensors")
+    assert "rows.jsonl:" in outcome.errors[0]
+    assert not (tmp_path / "c.safetensors").exists()
+
+
+def test_latents_fewer_than_k_are_told_before_anything_is_read(folder, tmp_path):
+    arguments = ("--data", tmp_path / "nowhere", "--out", tmp_path / "c.safetensors")
+    assert "32" in refused(2, "sparse", "fit", *arguments, "--hidden", 16).err
+
+
 def test_existing_coder_is_kept_unless_forced(folder):
     done(*fit(folder, "kept.safetensors"))
     arguments = [each for each in fit(folder, "kept.safetensors") if each != "--force"]
@@ -152,6 +175,7 @@ def test_existing_coder_is_kept_unless_forced(folder):
 
 
 def test_the_commands_defaults_are_the_settings():
+    assert load_config("demo").sparse == SparseConfig(), "what the command begins with"
     options = inspect.signature(cli_sparse.sparse_fit).parameters
     for name, value in SparseConfig(coder="topk"):
         if name in options:

@@ -55,7 +55,7 @@ def run_demo(console: Console, folder: Path) -> None:
     scores = _compare(console, trained, data.dev_task, test)
     shutil.copyfile(_packaged_sentences(), text_file)
     generation = _generate(console, trained, text_file)
-    store = _embed_and_search(console, trained, text_file)
+    store = _embed_and_search(console, trained, text_file, run_folder)
     seconds = time.perf_counter() - started
     console.document(
         {
@@ -176,7 +176,9 @@ def _generate(console: Console, encoder: "Encoder", text_file: Path) -> dict[str
     return {"base_perplexity": before, "perplexity": after, "kl": trained.kl.value}
 
 
-def _embed_and_search(console: Console, encoder: "Encoder", text_file: Path) -> Path:
+def _embed_and_search(
+    console: Console, encoder: "Encoder", text_file: Path, run_folder: Path
+) -> Path:
     """Embed the packaged sentences into a file and show neighbours of a few of them."""
     import numpy as np
 
@@ -187,7 +189,12 @@ def _embed_and_search(console: Console, encoder: "Encoder", text_file: Path) -> 
     sentences = [line.text for line in read_lines(text_file)]
     target = text_file.with_name(f"{text_file.name}.npy")
     with console.working(f"embedding {text_file}"):
-        store = embed_to_file(encoder, sentences, target, file_format="npy").path
+        store = embed_to_file(
+            *(encoder, sentences, target),
+            file_format="npy",
+            adapter_path=run_folder,
+            source=text_file,
+        ).path
     vectors = np.load(store, allow_pickle=False)
     console.say(f"{len(vectors)} vectors in {store}; the nearest lines to three of them:")
     for query in QUERIES:

@@ -4,7 +4,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -63,7 +63,8 @@ def run_embed(console: Console, request: EmbedRequest, *, batch_tokens: int, for
         find_method(request.method)  # before a model is loaded
     with tempfile.TemporaryDirectory() as spool:
         source = text_source(request.file, Path(spool))
-        count = _count_texts(source)
+        with naming(source, request.file):
+            count = _count_texts(source)
         out, file_format = _target(request, force=force)
         request = replace(request, update=request.update and not force)
         texts = (line.text for line in read_lines(source))
@@ -108,6 +109,19 @@ def text_source(file: str, spool: Path) -> Path:
     with _opened_pipe(file) as source, writing(copy), copy.open("wb") as target:
         shutil.copyfileobj(source, target)
     return copy
+
+
+@contextmanager
+def naming(copy: Path, file: str) -> Iterator[None]:
+    """Have faults of what `text_source` returned name what it was given."""
+    name = "stdin" if file == STREAM else file
+    try:
+        yield
+    except DataError as error:
+        found = [
+            replace(each, place=each.place.replace(str(copy), name)) for each in error.problems
+        ]
+        raise DataError(found, state=error.state) from error
 
 
 def _opened_pipe(file: str) -> AbstractContextManager[IO[bytes]]:
@@ -258,17 +272,18 @@ def _to_file(  # noqa: PLR0913 - one call site, one value each
         from sempa_mlx.encoder.dense_search import read_dense
         from sempa_mlx.encoder.quantised_store import quantise
 
-        console.say(f"codes: {quantise(read_dense(out), out, request.precision)}")
-    _show_vectors(console, written)
+        console.say(f"codes: {quantise(read_dense(out, file_format), out, request.precision)}")
+    _show_vectors(console, written, file_format)
 
 
-def _show_vectors(console: Console, written: "Embedded") -> None:
+def _show_vectors(console: Console, written: "Embedded", file_format: str) -> None:
     kept = f", {written.num_kept} of them kept" if written.num_kept else ""
     console.say(
         f"{written.count} vectors of {written.dim} dimensions{kept}, described in {written.sidecar}"
     )
     console.result(str(written.path))
-    say_search(console, written.path)
+    if written.path.suffix == f".{file_format}":  # by which `search` knows what it is
+        say_search(console, written.path)
     console.document(
         {
             "path": str(written.path),

@@ -19,7 +19,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Systems:
-    """What is compared: a base under several methods, and adapters under several scales."""
+    """What is compared: a base under several methods, and adapters under several scales.
+
+    Without `scales` an adapter is measured at its run's own, as it embeds.
+    """
 
     model: str | None
     adapters: Sequence[Path]
@@ -52,7 +55,8 @@ class Systems:
             with console.working(f"loading {shown(folder)}"):
                 encoder = Encoder.load(base, adapter_path=folder, revision=revision)
             methods = self.adapter_methods or (encoder.settings.method,)
-            for scale, method in product(self.scales, methods):
+            scales = self.scales or (encoder.settings.adapter_scale,)
+            for scale, method in product(scales, methods):
                 name = names[folder] + ("" if scale == 1 else f" x{scale:g}")
                 settings = encoder.settings.with_method(method)
                 if settings.post is not None and settings.adapter_scale != scale:

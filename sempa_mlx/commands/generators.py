@@ -24,7 +24,10 @@ class LoadedSystems:
 
 @dataclass(frozen=True, slots=True)
 class Generators:
-    """A base and adapters under several scales, one set of weights at a time."""
+    """A base and adapters under several scales, one set of weights at a time.
+
+    Without `scales` an adapter is measured at its run's own, as it embeds.
+    """
 
     model: str | None
     adapters: Sequence[Path]
@@ -40,6 +43,7 @@ class Generators:
             UsageError: there is nothing to measure.
             ModelError: base or adapter cannot be loaded, or do not belong together.
         """
+        from sempa_mlx.encoder.settings import read_settings
         from sempa_mlx.model.load import load_model
         from sempa_mlx.model.lora import load_adapter
         from sempa_mlx.model.released import shown
@@ -59,7 +63,8 @@ class Generators:
                 load_adapter(loaded, folder)
             name = names[folder]
             systems += [
-                (name if scale == 1 else f"{name} x{scale:g}", scale) for scale in self.scales
+                (name if scale == 1 else f"{name} x{scale:g}", scale)
+                for scale in self.scales or (read_settings(folder).adapter_scale,)
             ]
             yield LoadedSystems(loaded, tuple(systems))
             systems = []

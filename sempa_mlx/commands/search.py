@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sempa_mlx.commands.embed import STREAM, text_source
+from sempa_mlx.commands.embed import STREAM, naming, text_source
 from sempa_mlx.commands.vectors import warn_cut
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_lines
@@ -103,7 +103,9 @@ def _queries(query: str) -> list[str]:
             raise UsageError("the query is empty", state="nothing was searched")
         return [query]
     with tempfile.TemporaryDirectory() as spool:
-        lines = list(read_lines(text_source(query, Path(spool))))
+        copy = text_source(query, Path(spool))
+        with naming(copy, query):
+            lines = list(read_lines(copy))
     faults = [Problem("an empty query", f"stdin:{x.number}") for x in lines if not x.text.strip()]
     if not lines:
         faults = [Problem("no query", "stdin", fix="give one a line")]
@@ -149,7 +151,7 @@ def _known_lines(
     console: Console, path: Path, store: "DenseStore", hits: "list[Hits]"
 ) -> "Mapping[int, str] | None":
     """Return the lines found: those in the store, else those of the file that was embedded."""
-    from sempa_mlx.encoder.line_ids import ids_path, lines_at, read_ids
+    from sempa_mlx.encoder.line_ids import ids_path, lines_at
 
     rows = [row for each in hits for row, _ in each]
     if store.texts is not None:
@@ -157,7 +159,7 @@ def _known_lines(
     source, ids = store.about.get("source"), store.ids
     if source is None or (ids is None and not ids_path(path).is_file()):
         return None
-    found = lines_at(Path(source), rows, read_ids(path, len(store.vectors)) if ids is None else ids)
+    found = lines_at(Path(source), rows, store.read_ids(path) if ids is None else ids)
     if found is None:
         console.say(f"{source} is no longer what was embedded: --texts names the lines' file")
     return found

@@ -1,5 +1,6 @@
 """`sempa-mlx sparse fit` and `sempa-mlx sparse explain`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -53,10 +54,13 @@ def run_sparse_fit(  # noqa: PLR0913 - the command's own parts
 ) -> None:
     """Fit a sparse coder to embeddings of the sentences of a file, and write it."""
     from sempa_mlx.encoder.coder_file import write_coder
+    from sempa_mlx.encoder.sparse import check_k
 
     if out.suffix != ".safetensors":
         raise UsageError(Problem("a coder is a .safetensors file", str(out)))
     refuse_existing(out, force=force)
+    if settings.hidden is not None and settings.coder != "lexical":
+        check_k(settings.k, settings.hidden)
     sentences = read_sentences(data, settings)
     encoder = system.load(console)
     fitted = fit_shown(console, encoder, sentences, settings, seed)
@@ -79,7 +83,7 @@ def read_sentences(data: str, settings: SparseConfig) -> RankedSentences:
     path = named_path(data)
     if data in ("nli", "demo") or has_suffix(path, RECORD_FILES):
         source = training_source(data)
-        records = read_preferences(source.path, skip_faulty=True).records
+        records = read_preferences(source.path, skip_faulty=source.is_downloaded).records
         found = ranked_sentences(records, settings.sentences)
     else:
         found = unranked((line.text for line in read_lines(path)), settings.sentences)
@@ -120,10 +124,11 @@ def fit_shown(
 
 def fit_line(fitted: "FittedCoder") -> str:
     """Say in one line how well a coder does on what it was fitted to."""
-    coder = fitted.coder
+    coder, left = fitted.coder, fitted.unexplained
+    unexplained = "an undefined share" if math.isnan(left) else f"{left:.1%}"
     return (
         f"{coder.kind}: {coder.num_texts} texts, {coder.hidden} latents, "
-        f"{fitted.num_values:.1f} values a code, {fitted.unexplained:.1%} of the variance "
+        f"{fitted.num_values:.1f} values a code, {unexplained} of the variance "
         f"unexplained, {fitted.dead:.1%} of the latents never used"
     )
 
@@ -132,7 +137,7 @@ def facts(fitted: "FittedCoder") -> dict[str, Any]:
     """Return what a document says of a fitted coder."""
     return {
         **fitted.coder.describe(),
-        "variance_unexplained": fitted.unexplained,
+        "variance_unexplained": None if math.isnan(fitted.unexplained) else fitted.unexplained,
         "dead_share": fitted.dead,
         "mean_values": fitted.num_values,
     }

@@ -94,11 +94,19 @@ def describe_coder(path: Path) -> dict[str, Any]:
 
 
 def read_examples(path: Path) -> dict[int, tuple[str, ...]]:
-    """Read the texts that show what latents mean, from a coder's file that `read_coder` takes."""
-    found = _tensors(coder_place(path), examples=True).get(_EXAMPLES)
+    """Read the texts that show what latents mean, from a coder's file that `read_coder` takes.
+
+    Raises:
+        ModelError: they are damaged.
+    """
+    place = coder_place(path)
+    found = _tensors(place, examples=True).get(_EXAMPLES)
     if found is None:
         return {}
-    return {int(latent): tuple(texts) for latent, texts in json.loads(found.tobytes()).items()}
+    try:
+        return {int(latent): tuple(texts) for latent, texts in json.loads(found.tobytes()).items()}
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ModelError(Problem("its examples are damaged", str(place))) from error
 
 
 def coder_place(path: Path) -> Path:

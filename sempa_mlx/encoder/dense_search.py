@@ -79,6 +79,14 @@ class DenseStore:
             raise DataError(Problem(what, str(self.place), fix="embed the file again"))
         return found
 
+    def read_ids(self, path: Path) -> np.ndarray:
+        """Return the hashes of the lines that stand beside this file, (n, 16) uint8.
+
+        Raises:
+            DataError: there are none, or they are of other lines.
+        """
+        return read_ids(path, len(self.vectors), str(self.about.get("ids")))
+
     def blocks(self, size: int) -> Iterator[tuple[int, np.ndarray]]:
         """Yield first row and rows of unit length, `size` at a time; let go of what was read."""
         for start in range(0, len(self.vectors), size):
@@ -194,5 +202,5 @@ def known_lines(
             ],
             state="its vectors cannot be kept; --force embeds all lines anew",
         )
-    ids = read_ids(path, len(store.vectors)) if store.ids is None else store.ids
+    ids = store.ids if store.ids is not None else store.read_ids(path)
     return KnownLines(store.vectors, ids)

@@ -65,13 +65,17 @@ def vectors_key(
     truncation and the method's parameters. Precision does not count, nor what happens to the
     vectors later.
     """
-    scale = settings.adapter_scale
+    scale, strength = float(settings.adapter_scale), parameters.strength
     adapter = adapter_fingerprint(loaded.model) if scale else None
     parts = [
         [loaded.fingerprint, loaded.setup],
         [adapter, scale if adapter else 0],
         [template.fingerprint for template in method.templates],
         [method.name, method.pooling, settings.max_tokens],
-        [parameters.index(len(loaded.model.layers)), parameters.block, parameters.strength],
+        [
+            parameters.index(len(loaded.model.layers)),
+            parameters.block,
+            None if strength is None else float(strength),
+        ],
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

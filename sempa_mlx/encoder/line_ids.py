@@ -29,11 +29,21 @@ def ids_path(out: Path) -> Path:
     return out.with_name(out.name.removesuffix(".npy") + ".ids.npy")
 
 
-def read_ids(out: Path, count: int) -> np.ndarray:
+def ids_digest(ids: np.ndarray) -> str:
+    """Return 16 hex digits of the hashes of all lines, which the description of vectors has."""
+    return hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+
+
+def read_ids(out: Path, count: int, digest: str) -> np.ndarray:
     """Read the hashes that stand beside a file of vectors, (count, 16) uint8.
 
+    Args:
+        out: the file of vectors.
+        count: of the vectors.
+        digest: of the hashes, from the description of the vectors.
+
     Raises:
-        DataError: there are none, or they are not of `count` lines.
+        DataError: there are none, or they are not of these vectors' lines.
     """
     path = ids_path(out)
     try:
@@ -44,6 +54,9 @@ def read_ids(out: Path, count: int) -> np.ndarray:
     if found.shape != (count, ID_BYTES) or found.dtype != np.uint8:
         what = f"holds ids of {found.shape[0]} lines"
         raise DataError(Problem(what, str(path), f"{out} has {count}", "embed the file again"))
+    if ids_digest(found) != digest:  # as after a copy of some of the files
+        what = f"holds ids of other lines than those of {out.name}"
+        raise DataError(Problem(what, str(path), fix="embed the file again: --force"))
     return found
 
 

@@ -23,9 +23,10 @@ NO_VARIANCE = 1e-10  # of the largest variance: less is rounding
 
 
 def at_unit_length(vectors: np.ndarray) -> np.ndarray:
-    """Return (n, dim) vectors at length 1, in their precision; zero stays zero."""
+    """Return (n, dim) vectors at length 1, in their precision; zero stays zero, infinity is NaN."""
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
-    found: np.ndarray = vectors / np.where(norms > 0, norms, 1.0)
+    with np.errstate(invalid="ignore"):
+        found: np.ndarray = vectors / np.where(norms > 0, norms, 1.0)
     return found
 
 
@@ -92,7 +93,7 @@ def fit_post(raw: np.ndarray, kind: str, components: int, vectors: str) -> PostF
         vectors: what made the vectors (`Encoder.vectors_key`).
 
     Raises:
-        DataError: there are too few texts.
+        DataError: there are too few texts, or their vectors are not finite or all one.
     """
     count, dim = raw.shape
     least = {"whiten": dim, "standardize": 1}.get(kind, components)
@@ -101,6 +102,10 @@ def fit_post(raw: np.ndarray, kind: str, components: int, vectors: str) -> PostF
         raise DataError(Problem(what, fix=f"give more than {least}"), state="nothing was fitted")
     if kind == "abtt" and components >= dim:
         raise UsageError(f"abtt cannot take {components} of {dim} directions away")
+    if not np.isfinite(raw).all():
+        raise DataError("embeddings hold NaN or infinity", state="nothing was fitted")
+    if (raw == raw[0]).all():
+        raise DataError("the texts all have one embedding", state="nothing was fitted")
     mean = raw.mean(axis=0, dtype=np.float64)
     centred = raw.astype(np.float64) - mean
     if kind == "standardize":

@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from safetensors import SafetensorError
 
 from sempa_mlx.encoder import npz_file, safetensors_file
 from sempa_mlx.encoder.mapped_array import DAMAGED, plain_errors
@@ -134,7 +133,7 @@ def holds_codes(path: Path) -> bool:
         raise DataError(Problem("no such file", str(path), fix=fix))
     try:
         return not (npz_file if _is_zip(path) else safetensors_file).holds_vectors(path)
-    except (zipfile.BadZipFile, SafetensorError, OSError, ValueError) as error:
+    except DAMAGED as error:
         what = f"neither vectors nor codes ({error})"
         raise DataError(Problem(what, str(path), fix="embed the file again")) from error
 

@@ -23,6 +23,7 @@ from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.encoder.safetensors_file import write_safetensors
 from sempa_mlx.encoder.text_files import write_csv, write_jsonl, write_jsonl_file
 from sempa_mlx.encoder.vector_form import Header, Window, sidecar_path
+from sempa_mlx.errors import Problem, RunError
 from sempa_mlx.files import json_text, replacing_together
 
 WRITERS: dict[str, Callable[[Path, Iterable[Window], int, Header], None]] = {
@@ -100,6 +101,7 @@ def embed_to_file(  # noqa: PLR0913 - one value each
 
     Raises:
         DataError: a text cannot be read; nothing is written.
+        RunError: an embedding is not finite; nothing is written.
         ResourceError: the disk is full or not writable; nothing is written.
     """
     tally = Tally()
@@ -165,6 +167,12 @@ def windows(
         vectors, num_truncated = encoder.encode_counted(
             [window[at] for at in new], batch_tokens=batch_tokens, on_progress=on_progress
         )
+        if not np.isfinite(vectors).all():
+            faulty = int((~np.isfinite(vectors).all(axis=1)).sum())
+            what = f"the embeddings of {faulty} of {len(new)} texts hold NaN or infinity"
+            raise RunError(
+                Problem(what, fix="look at how the model was trained"), state="nothing was written"
+            )
         if known is not None and len(new) < len(window):
             vectors = _filled(vectors, new, rows, known)
             tally.num_kept += len(window) - len(new)

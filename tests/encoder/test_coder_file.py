@@ -14,6 +14,7 @@ from sempa_mlx.encoder.coder_file import (
     write_coder,
 )
 from sempa_mlx.errors import ModelError
+from tests.encoder.codes import drawn_coder
 from tests.encoder.test_sparse import make_coder, make_vectors
 
 EXAMPLES = {3: ("a cat", 'He said "no" — é'), 14: ("two dogs",)}
@@ -85,3 +86,14 @@ def test_other_files_are_refused(tmp_path, metadata):
     save_file({"centre": np.zeros(3, np.float32)}, tmp_path / "c.safetensors", metadata=metadata)
     with pytest.raises(ModelError, match="not a sparse coder"):
         read_coder(tmp_path / "c.safetensors")
+
+
+def test_damaged_examples_are_told(tmp_path):
+    path = tmp_path / "c.safetensors"
+    write_coder(path, drawn_coder("key"), EXAMPLES)
+    content = path.read_bytes()
+    at = content.rindex(b'"')
+    path.write_bytes(content[:at] + b"," + content[at + 1 :])
+    read_coder(path)
+    with pytest.raises(ModelError, match="examples are damaged"):
+        read_examples(path)

@@ -432,3 +432,10 @@ def test_given_settings_go_before_stored_ones(run_folder):
     np.testing.assert_array_equal(
         encoder.encode(TEXTS), Encoder.load(run_folder[0].parent / "base").encode(TEXTS)
     )
+
+
+def test_whole_numbers_make_the_same_vectors_as_their_fractions():
+    one, other = (Encoder(adapted(), EncoderSettings(adapter_scale=scale)) for scale in (1, 1.0))
+    assert one.vectors_key == other.vectors_key
+    one, other = (encoder_of(method="cp", block=1, strength=strength) for strength in (1, 1.0))
+    assert one.vectors_key == other.vectors_key

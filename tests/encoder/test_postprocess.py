@@ -98,6 +98,16 @@ def test_too_few_texts_are_refused(kind, components, count):
         fit_post(vectors(count), kind, components, "key")
 
 
+@pytest.mark.parametrize("kind", ["whiten", "abtt", "standardize"])
+def test_texts_of_one_vector_or_none_fit_nothing(kind):
+    raw = vectors()
+    with pytest.raises(DataError, match="one embedding"):
+        fit_post(np.repeat(raw[:1], len(raw), axis=0), kind, 1, "key")
+    raw[3, 2] = np.nan
+    with pytest.raises(DataError, match="NaN"):
+        fit_post(raw, kind, 1, "key")
+
+
 def test_not_every_direction_can_be_taken_away():
     with pytest.raises(UsageError, match="8 of 8 directions"):
         fit_post(vectors(), "abtt", 8, "key")
