@@ -44,7 +44,7 @@ $(VENV)/.dev: pyproject.toml $(RUN)
 install: $(RUN) ## create .venv with sempa-mlx and the embedded model
 	@echo "ready: $(BIN)/sempa-mlx --help"
 
-demo: $(RUN) ## train, compare, embed and search on the embedded model (no network)
+demo: $(RUN) ## train, compare, embed and search on the embedded model (no network once installed)
 	$(BIN)/sempa-mlx demo
 
 test: $(VENV)/.dev ## run the tests; every line of the light modules has to run, and 95 % of all

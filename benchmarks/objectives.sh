@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # The table of docs/objectives.md: the same 1,024 triplets, seed, rate and steps for every loss.
 #
-#   SEMPA_DATA=../shared/data benchmarks/objectives.sh [OUT] [LOSS...]
+#   SEMPA_DATA=DIR benchmarks/objectives.sh [OUT] [LOSS...]
 #
 # About 15 minutes a loss on one CPU core, and 10 more for the first, which fills the cache of
 # reference log-probabilities. A loss that has its figures in OUT is not run again. Rows are those
 # with a neutral sentence, so that rankings see the same anchors. `simpo` takes beta 2, as its
 # authors do; all others 0.1.
 set -euo pipefail
-data=${SEMPA_DATA:-../shared/data}
+data=${SEMPA_DATA:?names the folder of data, see docs/evaluation-data.md}
 out=${1:-objectives}
 shift || true
 sempa=${SEMPA:-.venv/bin/sempa-mlx}

@@ -1,6 +1,6 @@
 """`sempa-mlx embed` beside sentence-transformers, transformers and mlx-embeddings.
 
-    SEMPA_DATA=../shared/data python benchmarks/peers_embed.py --peers .venv-bench/bin/python
+    SEMPA_DATA=DIR python benchmarks/peers_embed.py --peers .venv-bench/bin/python
 
 One model in float32, the same distinct sentences in the same prompt (PromptEOL), vectors into a
 .npy file; each run is a process of its own, they take turns, medians count.

@@ -1,6 +1,6 @@
 """`sempa-mlx eval sts` beside the evaluation that papers use: wall time and scores of seven tasks.
 
-    SEMPA_DATA=../shared/data python benchmarks/peers_sts.py --peers .venv-bench/bin/python
+    SEMPA_DATA=DIR python benchmarks/peers_sts.py --peers .venv-bench/bin/python
 
 SEMPA_DATA holds sts_senteval/. The other side is SentEval's procedure with PromptEOL on torch:
 batches of 16, task by task, head on, repeats again. Both load the same folder in float32. Ours
@@ -31,7 +31,7 @@ TEST_SETS = ("STS1[2-6]/*.tsv", "STSB/test.tsv", "SICKR/test.tsv")
 
 def data_folder() -> Path:
     """Return where the sets are."""
-    folder = Path(os.environ.get("SEMPA_DATA", "../shared/data"), "sts_senteval")
+    folder = Path(os.environ.get("SEMPA_DATA", ""), "sts_senteval")
     if not folder.is_dir():
         raise SystemExit(f"{folder}: no such folder; let SEMPA_DATA name the one that holds it")
     return folder

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # The runs behind docs/results.md: which recipe embeds best, and what it costs the generator.
 #
-#   SEMPA_DATA=../shared/data benchmarks/recipes.sh OUT [SYSTEM...]
+#   SEMPA_DATA=DIR benchmarks/recipes.sh OUT [SYSTEM...]
 #   python benchmarks/recipes.py OUT            # the table and the plot of what is there
 #
 # A system that has a figure in OUT is not measured again, so the script can be stopped and started,
@@ -12,7 +12,7 @@
 # half an hour; on a GPU both take minutes. Seeds other than 0 are written NAME@SEED. OPTIONS go to
 # every training as they are, SCALES are those at which perplexity is taken.
 set -euo pipefail
-data=${SEMPA_DATA:-../shared/data}
+data=${SEMPA_DATA:?names the folder of data, see docs/evaluation-data.md}
 out=${1:?where the results go}
 shift
 sempa=${SEMPA:-.venv/bin/sempa-mlx}

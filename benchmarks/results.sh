@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
 # The figures under "Results" in the README, from nothing: about two hours on two CPU cores.
 #
-#   SEMPA_DATA=../shared/data benchmarks/results.sh [OUT]
+#   SEMPA_DATA=DIR benchmarks/results.sh [OUT]
 #
 # SEMPA_DATA holds nli/train.jsonl.gz, sts/, sts_senteval/ and text/wikitext2-test.txt. On a CPU two
 # single-threaded processes get more done than one with two threads, because mlx computes everything
 # but matrix products on one core: base and adapter are measured side by side.
 set -euo pipefail
-data=${SEMPA_DATA:-../shared/data}
+data=${SEMPA_DATA:?names the folder of data, see docs/evaluation-data.md}
 out=${1:-results}
 sempa=${SEMPA:-.venv/bin/sempa-mlx}
 export OPENBLAS_NUM_THREADS=1

@@ -1,6 +1,6 @@
 """How time and memory of sempa-mlx grow with rows, with length, and with candidates.
 
-    SEMPA_DATA=../shared/data python benchmarks/scaling.py [--rows 1000 10000 100000]
+    SEMPA_DATA=DIR python benchmarks/scaling.py [--rows 1000 10000 100000]
 
   rows         `sempa-mlx embed` on files of distinct sentences: memory has to stay flat
   length       vectors of texts of 16 to 512 tokens, the same number of tokens for each length

@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
 # The tables of docs/spod.md: about three hours on one CPU core, after benchmarks/results.sh.
 #
-#   SEMPA_DATA=../shared/data SEMPA_RUN=results/sempa benchmarks/spod.sh [OUT]
+#   SEMPA_DATA=DIR SEMPA_RUN=results/sempa benchmarks/spod.sh [OUT]
 #
 # SEMPA_RUN is the run of the README. A figure that is there is not measured again.
 set -euo pipefail
-data=${SEMPA_DATA:-../shared/data}
+data=${SEMPA_DATA:?names the folder of data, see docs/evaluation-data.md}
 trained=${SEMPA_RUN:-results/sempa}
 out=${1:-spod}
 sempa=${SEMPA:-.venv/bin/sempa-mlx}

@@ -56,7 +56,7 @@ def data_leaks(
         ),
     ] = None,
 ) -> None:
-    """Tell which sentences of STS test sets stand in training rows: exactly, nearly, and as what.
+    """Tell which sentences of STS test sets occur in training rows: exactly, nearly, and as what.
 
     --fail-over counts exact and normalised matches, not near ones.
     """

@@ -80,7 +80,7 @@ NOTES: Mapping[str, str] = {
     "sparse.sentences": "distinct training sentences it is fitted to, the first ones",
     "sparse.epochs": "passes over them",
     "sparse.batch_size": "sentences of one step",
-    "sparse.learning_rate": "of topk and fista",
+    "sparse.learning_rate": "of topk",
     "sparse.preference": "weight of ranking paraphrases by their codes (topk)",
     "sparse.temperature": "divides the cosines of codes",
     "sparse.adjusted": "rank by changes of the cosine against the dense embeddings",

@@ -136,7 +136,7 @@ def train_and_show(
     if resume:
         console.say(f"going on after step {run.progress.step}")
     if run.scorer.path == "plain" and config.train.scoring == "auto":
-        console.warn("this model's layers cannot share prompts: plain scoring, about 2x slower")
+        console.warn("this model's layers cannot share prompts: plain scoring, 3 to 4 times slower")
     if run.memory_remark:
         console.warn(run.memory_remark)
     with stop_requests() as stop:

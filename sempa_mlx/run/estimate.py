@@ -173,7 +173,7 @@ class _Work:
             sizes = (len(each) * max(self.lengths[row] for row in each) for each in self.passes)
             widest = max(sizes) + self.scorer.shared
         if _reads_sentences(self.config):
-            widest = max(widest, min(budget, self._sentence_tokens()))
+            widest = max(widest, min(budget, max(self._step_tokens())))
         if "kl" in self.config.objective.terms and self.config.objective.kl_text is not None:
             widest = max(widest, min(budget, self.config.objective.kl_tokens))
         kept = KEPT_WIDTHS * shape.widths
@@ -196,8 +196,12 @@ class _Work:
         return len(set(visits)) / len(visits)
 
     def _sentence_tokens(self) -> int:
-        visits = (self.sentences[row] for batch in self.plan for row in batch)
-        return sum(sum(map(len, (each.anchor, *each.candidates))) for each in visits)
+        return sum(self._step_tokens())
+
+    def _step_tokens(self) -> list[int]:
+        """Return the tokens of the sentences of each step."""
+        sizes = [sum(map(len, (row.anchor, *row.candidates))) for row in self.sentences]
+        return [sum(sizes[row] for row in batch) for batch in self.plan]
 
     def _kl_tokens(self) -> tuple[int, int]:
         """Return the tokens that the kl term runs, and those that meet the head."""
