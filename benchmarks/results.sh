@@ -38,7 +38,7 @@ train > "$out/train.log" 2>&1 &
 wait -n # either may fail
 wait -n
 
-sts sempa --no-base --adapter-path "$out/sempa" > "$out/sempa.log" 2>&1 &
+sts sempa --no-base --adapter-path "$out/sempa" --adapter-scale 1 > "$out/sempa.log" 2>&1 &
 "$sempa" eval generation --text "$data/text/wikitext2-test.txt" --adapter-path "$out/sempa" \
   --adapter-scale 0.25 --adapter-scale 0.5 --adapter-scale 1 --max-tokens 65536 \
   --out "$out/generation.json" > "$out/generation.log" 2>&1 &

@@ -71,5 +71,5 @@ for map in abtt whiten standardize; do
   geometry $map --model smollm2-135m --post $map --post-fit "$out/anchors.jsonl"
 done
 for run in sigmoid sigmoid-0.2uniformity sigmoid-embedding; do
-  geometry $run --adapter-path "$out/objectives/$run" --no-base
+  geometry $run --adapter-path "$out/objectives/$run" --adapter-scale 1 --no-base
 done
