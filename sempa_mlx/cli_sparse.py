@@ -78,6 +78,7 @@ def sparse_fit(
 ) -> None:
     """Fit a sparse coder to a model's embeddings; the model stays as it is."""
     from sempa_mlx.commands.sparse import System, run_sparse_fit
+    from sempa_mlx.config_recipes import recipe_path
     from sempa_mlx.config_resolve import resolve_config
 
     given = {
@@ -90,7 +91,7 @@ def sparse_fit(
         "--learning-rate": ("sparse.learning_rate", learning_rate),
         "--preference": ("sparse.preference", preference),
     }
-    settings = resolve_config("demo", flags=given).config.sparse
+    settings = resolve_config(recipe_path("demo"), flags=given).config.sparse
     system = System(model, adapter_path, adapter_scale, method)
     run_sparse_fit(console, system, data, settings, out, seed=seed, force=force)
 

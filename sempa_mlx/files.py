@@ -23,6 +23,7 @@ from sempa_mlx.errors import Problem, UsageError
 
 _TEMPORARY = re.compile(r"\.sempa-tmp-(?:(h[0-9a-f]{8})-)?([0-9]+)-.+")
 _NAMESPACE = Path("/proc/self/ns/pid")  # another one in every container
+LONGEST_NAME = 255  # characters of a path that messages show
 _ABANDONED = 24 * 3600.0  # seconds after which what another machine was writing is given up
 
 
@@ -44,7 +45,7 @@ def named_path(name: str) -> Path:
         path.exists()
     except (RuntimeError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        problem = Problem(f"no path that could be looked at: {reason}", name[:60])
+        problem = Problem(f"no path that could be looked at: {reason}", name[:LONGEST_NAME])
         raise UsageError(problem, state="nothing was started") from error
     return path
 
@@ -195,6 +196,21 @@ def is_running(process: int) -> bool:
     except PermissionError:  # somebody else's
         return True
     return True
+
+
+def refuse_read(out: Path | None, *read: str | Path | None) -> None:
+    """Refuse to write over a file that is read, itself or as one of a folder; None is neither.
+
+    Raises:
+        UsageError: `out` is such a file.
+    """
+    if out is None or not out.exists():
+        return
+    for each in read:
+        place = named_path(str(each)).resolve()
+        if each is not None and out.resolve().is_relative_to(place):
+            problem = Problem("is read, so it is not written", str(out), fix="name another file")
+            raise UsageError(problem, state="nothing was written")
 
 
 def refuse_existing(path: Path, *, force: bool) -> None:

@@ -275,6 +275,24 @@ def test_adapters_of_one_name_are_told_apart(space, here):
     assert [row["system"] for row in rows] == ["a/adapters", "b/adapters"]
 
 
+@pytest.mark.parametrize("command", ["sts", "geometry", "tokens"])
+def test_pairs_that_are_read_are_not_written_over(space, here, command):
+    shutil.copytree(space / "sts", "sts")
+    shutil.copy(space / "dev.tsv", here)
+    before = files_below(here)
+    for data, out in (("dev.tsv", "dev.tsv"), ("sts", "sts/STSB/test.tsv")):
+        line = ("eval", command, "--data", data, "--out", out, "--model", space / "base")
+        assert "is read, so it is not written" in refused(2, *line).errors[0]
+    assert files_below(here) == before
+
+
+def test_a_link_is_called_as_it_was_named(space, here):
+    Path("latest").symlink_to(space / "run")
+    line = ("eval", "sts", "--data", space / "dev.tsv", "--adapter-path", "latest", "--no-base")
+    (row,) = done("--json", *line, "--adapter-scale", 1).document["results"]
+    assert row["system"] == "latest prompteol"
+
+
 def test_the_folder_one_is_in_has_a_name(space, here, monkeypatch):
     shutil.copytree(space / "run", "mine")
     monkeypatch.chdir("mine")
@@ -322,6 +340,15 @@ def test_key_tokens_are_shown_and_counted(space, here):
     assert f"{base['exact']['lar']:.3f}" in told
     assert "Hit@5" in told
     assert "aligned words" not in done(*arguments, "--show", "0").out
+
+
+def test_methods_that_read_inner_layers_are_left_out(space, here):
+    Path("notes.txt").write_text("A cat sleeps.\nTwo dogs run\n")
+    line = ("eval", "tokens", "--data", "notes.txt", "--model", space / "base")
+    outcome = done(*line, "--method", "ke", "--method", "prompteol")
+    assert "base ke is left out" in outcome.err
+    assert "base prompteol" in outcome.out
+    assert "nothing to measure" in refused(2, *line, "--method", "ke").err
 
 
 def test_words_in_the_sentence_are_marked(space, here):
@@ -394,3 +421,7 @@ def test_an_adapter_is_measured_as_it_embeds(space, here):
     text = ("eval", "generation", "--text", space / "dev.tsv", "--adapter-path", "mine")
     (row,) = done("--json", *text, "--no-base").document["results"]
     assert (row["system"], row["adapter_scale"]) == ("mine x0.3", 0.3)
+    Path("mine/encoder.json").write_text('{"adapter_scale": 0.3}')  # it embeds no more
+    assert done("--json", *text, "--no-base").document["results"] == [row]
+    Path("mine/encoder.json").write_text("{}")
+    assert "not an encoder file" in refused(1, *text, "--no-base").errors[0]

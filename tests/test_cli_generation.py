@@ -314,3 +314,17 @@ def test_an_adapter_without_a_recorded_base_is_measured_on_the_one_that_is_named
     line = [*sts_of(space)[:-2], "--adapter-path", "run"]
     assert "names no base" in refused(1, *line).err
     done(*line, "--model", space / "base")
+
+
+def test_what_is_read_is_not_written_over(space, here):
+    shutil.copy(space / "text.txt", here)
+    Path("dev.tsv").write_text("3\tA cat\tA dog\n1\tTwo dogs\tA man\n")
+    before = files_below(here)
+    text = ("eval", "generation", "--text", "text.txt", "--model", space / "base")
+    lines = [(*text, "--out", "text.txt")]
+    both = ("--text", "text.txt", "--data", "dev.tsv", "--adapter-path", space / "run")
+    lines += [("eval", "frontier", *both, "--plot", "dev.tsv")]
+    lines += [("eval", "frontier", *both, "--out", "text.txt")]
+    for line in lines:
+        assert "is read, so it is not written" in refused(2, *line).errors[0]
+    assert files_below(here) == before

@@ -100,3 +100,5 @@ def test_what_is_read_is_not_written(files):
         outcome = refused(2, "data", "leaks", train, "--data", test, "--out", out)
         assert "is read, so it is not written" in outcome.errors[0]
         assert out.read_bytes() == before
+    outcome = refused(2, "data", "leaks", train, "--data", test, "--tasks", "TYPO")
+    assert "--tasks" in outcome.err, "told before the rows are looked for"

@@ -611,6 +611,12 @@ def test_vectors_that_are_not_finite_are_not_written(space, here):
     outcome = refused(1, "embed", "notes.txt", "--model", "broken")
     assert "the embeddings of 3 of 3 texts hold NaN or infinity" in outcome.err
     assert files_below(here) == before
+    done("embed", "notes.txt", "--model", space / "base")
+    vectors = np.load("notes.txt.npy")
+    vectors[1] = np.nan
+    np.save("notes.txt.npy", vectors)
+    outcome = refused(1, "embed", "notes.txt", "--model", space / "base", "--update")
+    assert "the embeddings of 1 of 3 texts" in outcome.err
 
 
 def test_a_path_that_cannot_be_is_told_as_that(space, here):

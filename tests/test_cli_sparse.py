@@ -154,6 +154,12 @@ def test_settings_that_cannot_be_are_told_by_their_options(folder, option, value
     assert option in outcome.errors[0]
 
 
+def test_a_file_of_a_recipes_name_is_not_read(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo").write_text("no: settings")
+    done(*fit(folder, "again.safetensors"))
+
+
 def test_faulty_rows_of_ones_own_file_are_told(folder, tmp_path):
     rows = (folder / "pairs.jsonl").read_text()
     (tmp_path / "rows.jsonl").write_text(rows + '{"anchor": "A cat"}\n')

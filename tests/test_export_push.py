@@ -202,7 +202,10 @@ def test_what_is_to_be_private_stays_so_when_it_is_pushed_by_hand(space, here, h
     hub.error = refusal(500)
     run = ("--adapter-path", space / "run", "--out", "my out")
     outcome = refused(1, "export", "--to", "encoder", *run, "--push", "owner/name", "--private")
-    assert "hf upload --private owner/name 'my out'" in outcome.err
+    assert "see that owner/name is private" in outcome.err
+    assert "hf upload" not in outcome.err, "which does not look whether it is"
+    outcome = refused(1, "export", "--to", "encoder", *run[:2], "--out", "an out", "--push", "a/b")
+    assert "hf upload a/b 'an out'" in outcome.err
 
 
 def test_the_card_of_a_gguf_base_names_the_folder_it_lies_in():
@@ -230,7 +233,9 @@ def test_a_base_that_was_taken_along_is_pushed_under_its_public_name(space, here
 
 
 def test_a_card_has_the_tag_of_dpo_only_if_that_was_the_loss():
-    for loss, is_dpo in (("sigmoid + 2 kl", True), ("embedding + 2 kl", False), (None, False)):
+    losses = {"sigmoid + 2 kl": True, "robust + 0.1 sft": True, "listwise": True}
+    losses |= {"embedding + 2 kl": False, "simpo": False, "of a later version": False, "": False}
+    for loss, is_dpo in losses.items():
         settings = {"objective.loss": loss} if loss else {}
         facts = CardFacts("encoder", "owner/name", None, "", 1.0, settings=settings)
         header, _ = header_and_text(model_card(facts))

@@ -75,11 +75,18 @@ class Systems:
 
 def adapter_names(folders: Sequence[Path]) -> dict[Path, str]:
     """Return what tables call adapters: the name of the folder, or its path if names are alike."""
-    names = {folder: folder.resolve().name for folder in folders}
+    from sempa_mlx.model.released import shown
+
+    names = {folder: folder_name(folder) for folder in folders}
     taken = list(names.values())
     return {
-        folder: name if taken.count(name) == 1 else str(folder) for folder, name in names.items()
+        folder: name if taken.count(name) == 1 else shown(folder) for folder, name in names.items()
     }
+
+
+def folder_name(folder: Path) -> str:
+    """Return the last name of a folder's path, also of the one we are in."""
+    return folder.name or folder.resolve().name
 
 
 def defined(values: dict[str, Any]) -> dict[str, Any]:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.commands.chosen_encoder import chosen_base
-from sempa_mlx.commands.evaluate import defined, finish
+from sempa_mlx.commands.evaluate import defined, finish, folder_name
 from sempa_mlx.commands.evaluate_generation import with_error
 from sempa_mlx.console import Console
 from sempa_mlx.data.readers import read_text
-from sempa_mlx.files import write_text
+from sempa_mlx.files import refuse_read, write_text
 
 if TYPE_CHECKING:
     from sempa_mlx.evaluation.frontier import FrontierPoint
@@ -44,6 +44,8 @@ def run_eval_frontier(
     from sempa_mlx.evaluation.sts import distinct_sentences
     from sempa_mlx.model.released import shown
 
+    for written in (out, plot):
+        refuse_read(written, request.data, request.text)
     source = dev_source(request.data)
     task = StsTask(source.label, "dev", load_dev_pairs(source.path, request.pairs))
     content = read_text(request.text, state="nothing was measured")
@@ -70,7 +72,7 @@ def run_eval_frontier(
         "results": _documents(points),
     }
     if plot is not None:
-        name = request.adapter.resolve().name
+        name = folder_name(request.adapter)
         title = f"{name}, {encoder.settings.method} on {task.name}"
         write_text(plot, frontier_svg(points, title.encode(errors="replace").decode()))
         console.say(f"plot: {plot}")
@@ -103,7 +105,7 @@ def _report(
         f"{request.text.name}\n"
         f"windows of {WINDOW} tokens; KL to the base in nats a token"
     )
-    title = f"{request.adapter.resolve().name}: what its scale gains and costs"
+    title = f"{folder_name(request.adapter)}: what its scale gains and costs"
     console.table(title, columns, rows, note)
 
 

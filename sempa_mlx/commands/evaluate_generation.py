@@ -12,6 +12,7 @@ from sempa_mlx.console import Console
 from sempa_mlx.data.lm_tasks import FILES, LmTask, load_lm_tasks
 from sempa_mlx.data.readers import read_text
 from sempa_mlx.errors import Problem, UsageError
+from sempa_mlx.files import refuse_read
 
 if TYPE_CHECKING:
     from sempa_mlx.evaluation.benchmarks import Figure
@@ -54,6 +55,7 @@ def run_eval_generation(
 ) -> None:
     """Print one row a system and one column a figure, each with its standard error."""
     _check(request)
+    refuse_read(out, request.text, request.data)
     content = read_text(request.text, state="nothing was measured") if request.text else None
     names = [name for name in request.tasks if name != PERPLEXITY]
     tasks = load_lm_tasks(request.data, names, request.limit) if request.data and names else ()

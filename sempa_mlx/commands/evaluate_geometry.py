@@ -11,6 +11,7 @@ from sempa_mlx.commands.evaluate import Systems, defined, finish
 from sempa_mlx.commands.evaluate_data import Sentences, sentences
 from sempa_mlx.console import Console
 from sempa_mlx.errors import Problem, RunError
+from sempa_mlx.files import refuse_read
 
 if TYPE_CHECKING:
     from sempa_mlx.data.records import StsTask
@@ -33,6 +34,7 @@ def run_eval_geometry(
     console: Console, systems: Systems, data: str, *, positives_from: float, out: Path | None
 ) -> None:
     """Print one row a system and one column a measure."""
+    refuse_read(out, data)
     found = sentences(data)
     pairs = _positives(found, positives_from)
     results: list[dict[str, Any]] = []

@@ -15,6 +15,7 @@ from sempa_mlx.console import Console
 from sempa_mlx.data.sts_sets import Protocol
 from sempa_mlx.data.sts_tasks import sts_tasks
 from sempa_mlx.errors import DataError, Problem
+from sempa_mlx.files import refuse_read
 
 if TYPE_CHECKING:
     from sempa_mlx.data.records import StsTask
@@ -55,6 +56,7 @@ def run_eval_sparse(
     from sempa_mlx.encoder.sparse_embed import Coding
     from sempa_mlx.evaluation.compression import compare_compressions
 
+    refuse_read(out, request.data, request.pairs, request.fit, *request.coders)
     names = _names(request.coders)  # which reads their files before a model is loaded
     tasks = sts_tasks(request.data, request.tasks, request.protocol)
     asked = _retrieval_task(request.pairs)

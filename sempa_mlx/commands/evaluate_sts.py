@@ -12,6 +12,7 @@ from sempa_mlx.console import Console
 from sempa_mlx.data.sts_sets import Protocol
 from sempa_mlx.data.sts_tasks import sts_tasks
 from sempa_mlx.evaluation.stats import RESAMPLES, paired_difference
+from sempa_mlx.files import refuse_read
 
 if TYPE_CHECKING:
     from sempa_mlx.data.records import StsTask
@@ -35,6 +36,7 @@ def run_eval_sts(  # noqa: PLR0913 - the command's own parts
     """Print one row a system and one column a task; with `details`, one table a system as well."""
     from sempa_mlx.evaluation.sts import distinct_sentences, evaluate_sts
 
+    refuse_read(out, data)
     tasks = sts_tasks(data, names, protocol)
     _warn_of_undefined(console, tasks)
     num_texts = len(distinct_sentences(tasks))

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.commands.evaluate import Systems, defined, finish
 from sempa_mlx.commands.evaluate_data import sentences
 from sempa_mlx.console import Console, fitting
-from sempa_mlx.errors import Problem, RunError
+from sempa_mlx.errors import Problem, RunError, UsageError
+from sempa_mlx.files import refuse_read
 
 if TYPE_CHECKING:
     from sempa_mlx.encoder.encoder import Encoder
@@ -31,9 +32,15 @@ def run_eval_tokens(
     console: Console, systems: Systems, data: str, *, top: int, show: int, out: Path | None
 ) -> None:
     """Print the aligned words of some sentences under each system, and the rates over all."""
+    from sempa_mlx.evaluation.tokens import reads_last_layer
+
+    refuse_read(out, data)
     found = sentences(data)
     results: list[dict[str, Any]] = []
     for name, encoder in systems.encoders(console):
+        if not reads_last_layer(encoder):
+            console.warn(f"{name} is left out: the output head cannot read an inner layer")
+            continue
         with console.progress(name, len(found.texts), "texts") as advance:
             try:
                 row = _measure(encoder, found.texts, top, show, advance)
@@ -41,6 +48,8 @@ def run_eval_tokens(
                 what = f"the embeddings of {name} align with nothing: {error}"
                 raise RunError(Problem(what, fix="look at how it was trained")) from error
         results.append({"system": name, **row, "encoder": encoder.describe()})
+    if not results:
+        raise UsageError("nothing to measure: no method reads the last layer")
     _report_words(console, results)
     _report_rates(console, results, top)
     document = {"data": found.label, "texts": len(found.texts), "top": top, "results": results}

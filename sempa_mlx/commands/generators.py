@@ -43,7 +43,7 @@ class Generators:
             UsageError: there is nothing to measure.
             ModelError: base or adapter cannot be loaded, or do not belong together.
         """
-        from sempa_mlx.encoder.settings import read_settings
+        from sempa_mlx.encoder.settings import read_scale
         from sempa_mlx.model.load import load_model
         from sempa_mlx.model.lora import load_adapter
         from sempa_mlx.model.released import shown
@@ -57,6 +57,7 @@ class Generators:
                 loaded = load_model(base, revision=revision)
             yield LoadedSystems(loaded, tuple(systems))
         names = adapter_names(self.adapters)
+        own = {} if self.scales else {folder: read_scale(folder) for folder in self.adapters}
         for folder in self.adapters:
             with console.working(f"loading {shown(folder)}"):
                 loaded = load_model(base, revision=revision)
@@ -64,7 +65,7 @@ class Generators:
             name = names[folder]
             systems += [
                 (name if scale == 1 else f"{name} x{scale:g}", scale)
-                for scale in self.scales or (read_settings(folder).adapter_scale,)
+                for scale in self.scales or (own[folder],)
             ]
             yield LoadedSystems(loaded, tuple(systems))
             systems = []

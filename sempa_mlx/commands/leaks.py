@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sempa_mlx.console import Console
 from sempa_mlx.data.sts_sets import Protocol
 from sempa_mlx.data.sts_tasks import sts_tasks
-from sempa_mlx.errors import Problem, UsageError
-from sempa_mlx.files import json_text, named_path, write_text
+from sempa_mlx.files import json_text, refuse_read, write_text
 
 if TYPE_CHECKING:
     from sempa_mlx.data.leaks import Leak, LeakCounts, TaskLeaks
@@ -42,13 +41,9 @@ def run_leaks(
     from sempa_mlx.data.preferences import read_preferences
     from sempa_mlx.data.sources import training_source
 
-    source = training_source(request.train)
-    for read in (source.path, named_path(request.data)):
-        if out is not None and out.exists() and read.exists() and out.samefile(read):
-            raise UsageError(
-                Problem("is read, so it is not written", str(out)), state="nothing was read"
-            )
+    refuse_read(out, request.train, request.data)
     tasks = sts_tasks(request.data, request.tasks, request.protocol)
+    source = training_source(request.train)
     if source.note:
         console.warn(source.note)
     started = time.perf_counter()

@@ -31,7 +31,7 @@ def ids_path(out: Path) -> Path:
 
 def ids_digest(ids: np.ndarray) -> str:
     """Return 16 hex digits of the hashes of all lines, which the description of vectors has."""
-    return hashlib.sha256(ids.tobytes()).hexdigest()[:16]
+    return hashlib.sha256(ids.data).hexdigest()[:16]
 
 
 def read_ids(out: Path, count: int, digest: str) -> np.ndarray:

@@ -73,6 +73,21 @@ def read_settings(folder: Path) -> EncoderSettings:
     return settings if post is None else replace(settings, post=_read_fit(folder, post))
 
 
+def read_scale(folder: Path) -> float:
+    """Read from `encoder.json` the scale at which an adapter embeds; 1 without the file.
+
+    Raises:
+        ModelError: the file is there but says no scale.
+    """
+    path = folder / SETTINGS_FILE
+    if not path.is_file():
+        return 1.0
+    try:
+        return float(json.loads(path.read_text(encoding="utf-8"))["adapter_scale"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ModelError(Problem(f"not an encoder file ({error!r})", str(path))) from error
+
+
 def write_settings(folder: Path, described: dict[str, Any], post: PostFit | None) -> None:
     """Write what `Encoder.describe` returned, and the fitted map beside it if there is one."""
     if post is not None:

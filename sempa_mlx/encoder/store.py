@@ -167,18 +167,16 @@ def windows(
         vectors, num_truncated = encoder.encode_counted(
             [window[at] for at in new], batch_tokens=batch_tokens, on_progress=on_progress
         )
-        if not np.isfinite(vectors).all():
-            faulty = int((~np.isfinite(vectors).all(axis=1)).sum())
-            what = f"the embeddings of {faulty} of {len(new)} texts hold NaN or infinity"
-            raise RunError(
-                Problem(what, fix="look at how the model was trained"), state="nothing was written"
-            )
         if known is not None and len(new) < len(window):
             vectors = _filled(vectors, new, rows, known)
             tally.num_kept += len(window) - len(new)
             if on_progress:
                 on_progress(len(window) - len(new))
         tally.num_truncated += num_truncated
+        if not np.isfinite(vectors).all():
+            faulty = int((~np.isfinite(vectors).all(axis=1)).sum())
+            what = f"the embeddings of {faulty} of {len(window)} texts hold NaN or infinity"
+            raise RunError(Problem(what, fix="look at how the model was trained"))
         yield window, vectors
 
 

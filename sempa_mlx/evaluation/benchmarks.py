@@ -11,8 +11,9 @@ from sempa_mlx.evaluation.choices import METRICS, ChoiceScoring
 from sempa_mlx.evaluation.likelihood import BATCH_TOKENS
 from sempa_mlx.evaluation.means import Mean, plain_mean, pooled_mean
 from sempa_mlx.evaluation.worked import MAX_TOKENS, READINGS, STOPS, same_number
+from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.generate import continue_greedily
-from sempa_mlx.model.head import text_model
+from sempa_mlx.model.head import head_logits
 from sempa_mlx.model.load import LoadedModel
 from sempa_mlx.model.prompts import tokenize_prompts
 
@@ -106,8 +107,8 @@ class Benchmarks:
 
 def _predicts(loaded: LoadedModel, tokens: Sequence[int]) -> bool:
     """Tell whether the model has a likeliest token at all, as one with NaN weights has not."""
-    logits = text_model(loaded.model)(mx.array([list(tokens)]))[0, -1]
-    return bool(mx.isfinite(logits).all())
+    last = final_hidden(loaded.model, [tokens])[0, -1:]
+    return not bool(mx.isnan(head_logits(loaded.model, last)).any())
 
 
 def _mean(values: Sequence[float], sections: Sequence[str]) -> Mean:

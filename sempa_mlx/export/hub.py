@@ -39,8 +39,9 @@ def push(folder: Path, repo: str, *, is_private: bool) -> str:
     transport = cast("type[Exception]", errors.HfHubHTTPError.__bases__[0])
     api = HfApi(library_name="sempa-mlx", library_version=__version__)
     state = f"the export is whole in {folder}"
-    private = " --private" if is_private else ""
-    upload = f"push it with: hf upload{private} {repo} {shlex.quote(str(folder))}"
+    upload = f"push it with: hf upload {repo} {shlex.quote(str(folder))}"
+    if is_private:  # `hf upload --private` does not look whether a repository that is there is so
+        upload = f"before you push it by hand, see that {repo} is private"
     try:
         address = str(api.create_repo(repo, private=is_private or None, exist_ok=True))
         if is_private and not api.model_info(repo).private:

@@ -1,7 +1,6 @@
 """The model card: README.md of what is pushed to the Hub, from what the run recorded."""
 
 import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,6 +8,7 @@ from typing import Any
 import yaml
 
 from sempa_mlx import __version__
+from sempa_mlx.config_terms import PAIRWISE, RANKED, parse_terms
 
 INTRO = (
     "A language model that generates and embeds, trained with "
@@ -128,8 +128,11 @@ def _header(facts: CardFacts) -> str:
 
 def _loss_tags(facts: CardFacts) -> list[str]:
     """Return the Hub's tag of a loss that prefers by log-ratios to a reference."""
-    loss = str(facts.settings.get("objective.loss"))
-    return ["dpo"] if re.search(r"\bsigmoid(_norm)?\b", loss) else []
+    try:
+        terms = parse_terms(str(facts.settings.get("objective.loss")))
+    except ValueError:  # of another version, or none was recorded
+        return []
+    return ["dpo"] if terms.keys() & {*PAIRWISE, *RANKED} else []
 
 
 def _dev_data(facts: CardFacts) -> str:

@@ -138,6 +138,8 @@ class TrainingRun:
         tracker = None if self.world.rank else self.config.output.report_to
         with self._log() as log, tracking(tracker, self.folder, settings) as track:
             for event in self.trainer.run(self.evaluation, self.config.eval):
+                if isinstance(event, StepSkipped):
+                    event = replace(event, rows=[self.lines[row] for row in event.rows])
                 self._keep(event, log, track)
                 yield event
                 self.is_stopped = self.world.any(should_stop())
@@ -192,8 +194,6 @@ class TrainingRun:
             self._save_best(event.weights, event.score.scale)
         if isinstance(event, DialSearched):
             self.encoder.with_scale(event.scale).save_settings(self.folder)
-        if isinstance(event, StepSkipped):
-            event = replace(event, rows=[self.lines[index] for index in event.rows])
         record = as_record(event)
         track(numbers(record), self.progress.step)
         log.write(json.dumps(record) + "\n")

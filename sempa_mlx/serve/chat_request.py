@@ -133,14 +133,19 @@ def _message(fields: Fields, index: int, value: object) -> Message | None:
         return None
     content = _content(value.get("content"))
     if content is None:
-        fields.fault(place, "must have a text as `content`, or parts of type `text`")
+        what = "must have a text as `content`, or parts with `type` text and `text` only"
+        fields.fault(place, what)
         return None
     return Message(ROLES[role], content)
 
 
 def _further(document: dict[str, object], *known: str) -> set[str]:
     """Return the names of other fields than the known ones, unless nothing is in them."""
-    return {name for name, given in document.items() if given not in (None, [], {}, "")} - {*known}
+
+    def is_nothing(value: object) -> bool:
+        return value is False or value in (None, [], {}, "")
+
+    return {name for name, value in document.items() if not is_nothing(value)} - {*known}
 
 
 def _content(value: object) -> str | None:

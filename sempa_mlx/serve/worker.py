@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sempa_mlx.encoder.encoder import Encoder
-from sempa_mlx.errors import ModelError
+from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.model.generate import batches_exactly
 from sempa_mlx.model.head import max_positions
 from sempa_mlx.model.lora import adapter_fingerprint, dialled
@@ -50,8 +50,15 @@ class Worker:
         self.chat_rows = 1
 
     def warm_up(self) -> None:
-        """Run the model once, so that what cannot work fails before anybody asks."""
-        self.encoder.encode_counted(["A first text."])
+        """Run the model once, so that what cannot work fails before anybody asks.
+
+        Raises:
+            ModelError: its embeddings are not finite.
+        """
+        first, _ = self.encoder.encode_counted(["A first text."])
+        if not np.isfinite(first).all():
+            name = self._loaded.location.name
+            raise ModelError(Problem("its embeddings hold NaN or infinity", name))
         with dialled(self._loaded.model, BASE):
             probe = tokenize_bare(["A first text to try batches of chats with."], self._tokenizer)
             if batches_exactly(self._loaded.model, probe[0]):

@@ -16,7 +16,10 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class StepSkipped:
-    """A step whose loss or gradient was not finite: no update was made."""
+    """A step whose loss or gradient was not finite: no update was made.
+
+    `rows` are indices as the trainer tells it, and lines of the file as a run does.
+    """
 
     step: int
     rows: list[int]

@@ -192,6 +192,9 @@ def test_an_unknown_field_of_a_message_is_named(house):
     message = {"role": "user", "content": "x", "foo": 1, "refusal": None, "tool_calls": []}
     reply = house.post(CHAT, asking("a") | {"messages": [message]})
     assert "only, not foo" in error_of(reply.json())["message"]
+    del message["foo"]
+    message |= {"prefix": False, "content": [{"type": "text", "text": "x", "annotations": []}]}
+    assert house.post(CHAT, asking("a") | {"messages": [message]}).status_code == 200
 
 
 def test_what_asks_for_nothing_is_taken(house):

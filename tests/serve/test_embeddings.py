@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from sempa_mlx.errors import ModelError
 from sempa_mlx.serve.limits import Batching, Limits
 from tests.command import SENTENCES
 from tests.serve.house import (
@@ -16,6 +17,7 @@ from tests.serve.house import (
     JSON,
     SECONDS,
     Gate,
+    adapted_encoder,
     application,
     at_once,
     error_of,
@@ -236,3 +238,11 @@ def test_a_bug_is_one_answer_and_a_line_without_texts():
         assert embed(house).status_code == 200
     assert any("RuntimeError at test_embeddings.py:" in line for line in house.log)
     assert "secret" not in reply.text + "".join(house.log)
+
+
+def test_a_model_whose_embeddings_are_not_finite_is_not_served():
+    encoder = adapted_encoder()
+    weight = encoder.loaded.model.model.norm.weight
+    encoder.loaded.model.update({"model": {"norm": {"weight": weight * float("nan")}}})
+    with pytest.raises(ModelError, match="NaN or infinity"), application(encoder):
+        pass
