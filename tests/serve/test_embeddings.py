@@ -3,6 +3,7 @@
 import base64
 import json
 
+import mlx.core as mx
 import numpy as np
 import pytest
 
@@ -242,7 +243,8 @@ def test_a_bug_is_one_answer_and_a_line_without_texts():
 
 def test_a_model_whose_embeddings_are_not_finite_is_not_served():
     encoder = adapted_encoder()
-    weight = encoder.loaded.model.model.norm.weight
-    encoder.loaded.model.update({"model": {"norm": {"weight": weight * float("nan")}}})
+    weight = encoder.loaded.model.model.norm.weight * float("nan")
+    mx.eval(weight)
+    encoder.loaded.model.update({"model": {"norm": {"weight": weight}}})
     with pytest.raises(ModelError, match="NaN or infinity"), application(encoder):
         pass
