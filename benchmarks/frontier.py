@@ -16,7 +16,7 @@ mpl.use("svg")
 import matplotlib.pyplot as plt
 
 TRAINED, OTHER, INK = "#2a78d6", "#8a8883", "#3b3a37"
-FAR = 1.2  # from this share on, names stand left of their dots
+FAR = 1.3  # from this share on, names stand left of their dots
 
 
 def draw(systems: list[dict], target: Path) -> None:
