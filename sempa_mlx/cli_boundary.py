@@ -11,8 +11,7 @@ from typing import TextIO
 from sempa_mlx.commands.group import ReaderGoneError, help_of_group, usage_error
 from sempa_mlx.console import Console
 from sempa_mlx.disk import full_disk
-from sempa_mlx.errors import Problem, SempaError, UsageError, unexpected
-from sempa_mlx.files import LONGEST_NAME
+from sempa_mlx.errors import LONGEST_PLACE, Problem, SempaError, UsageError, unexpected
 from sempa_mlx.memory import out_of_memory
 
 UNREACHABLE = {errno.EACCES, errno.EPERM, errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR}
@@ -69,7 +68,7 @@ def _unreachable(error: Exception) -> SempaError | None:
     """Return the error of a path that no file can have, or that may not be looked at."""
     if not isinstance(error, OSError) or error.errno not in UNREACHABLE or not error.filename:
         return None
-    return UsageError(Problem(str(error.strerror), str(error.filename)[:LONGEST_NAME]))
+    return UsageError(Problem(str(error.strerror), str(error.filename)[:LONGEST_PLACE]))
 
 
 def _open_streams() -> None:

@@ -56,11 +56,7 @@ def export(
     ] = None,
     dtype: Annotated[
         str | None,
-        fused_option(
-            "--dtype",
-            help="float32, bfloat16 or float16. [default: the base's; of sentence-transformers: "
-            "float32]",
-        ),
+        fused_option("--dtype", help="float32, bfloat16, float16. [default: see docs/export.md]"),
     ] = None,
     q_bits: Annotated[int | None, fused_option("--q-bits", help="Quantise to 2 to 8 bits.")] = None,
     q_group_size: Annotated[

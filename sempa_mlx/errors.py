@@ -20,6 +20,7 @@ from dataclasses import dataclass
 
 from sempa_mlx import __version__
 
+LONGEST_PLACE = 255  # characters of a path that messages show
 _HUB_TOKEN = re.compile(r"hf_\w{6,}")
 _SECRETS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SEMPA_API_KEY")  # variables
 

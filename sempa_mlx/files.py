@@ -19,11 +19,10 @@ from hashlib import blake2b
 from pathlib import Path
 
 from sempa_mlx.disk import writing
-from sempa_mlx.errors import Problem, UsageError
+from sempa_mlx.errors import LONGEST_PLACE, Problem, UsageError
 
 _TEMPORARY = re.compile(r"\.sempa-tmp-(?:(h[0-9a-f]{8})-)?([0-9]+)-.+")
 _NAMESPACE = Path("/proc/self/ns/pid")  # another one in every container
-LONGEST_NAME = 255  # characters of a path that messages show
 _ABANDONED = 24 * 3600.0  # seconds after which what another machine was writing is given up
 
 
@@ -45,7 +44,7 @@ def named_path(name: str) -> Path:
         path.exists()
     except (RuntimeError, OSError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        problem = Problem(f"no path that could be looked at: {reason}", name[:LONGEST_NAME])
+        problem = Problem(f"no path that could be looked at: {reason}", name[:LONGEST_PLACE])
         raise UsageError(problem, state="nothing was started") from error
     return path
 

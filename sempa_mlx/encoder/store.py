@@ -23,7 +23,7 @@ from sempa_mlx.encoder.reopen import origin
 from sempa_mlx.encoder.safetensors_file import write_safetensors
 from sempa_mlx.encoder.text_files import write_csv, write_jsonl, write_jsonl_file
 from sempa_mlx.encoder.vector_form import Header, Window, sidecar_path
-from sempa_mlx.errors import Problem, RunError
+from sempa_mlx.errors import DataError, Problem
 from sempa_mlx.files import json_text, replacing_together
 
 WRITERS: dict[str, Callable[[Path, Iterable[Window], int, Header], None]] = {
@@ -100,8 +100,7 @@ def embed_to_file(  # noqa: PLR0913 - one value each
         on_progress: called with the number of texts done.
 
     Raises:
-        DataError: a text cannot be read; nothing is written.
-        RunError: an embedding is not finite; nothing is written.
+        DataError: a text cannot be read, or its embedding is not finite; nothing is written.
         ResourceError: the disk is full or not writable; nothing is written.
     """
     tally = Tally()
@@ -176,7 +175,7 @@ def windows(
         if not np.isfinite(vectors).all():
             faulty = int((~np.isfinite(vectors).all(axis=1)).sum())
             what = f"the embeddings of {faulty} of {len(window)} texts hold NaN or infinity"
-            raise RunError(Problem(what, fix="look at how the model was trained"))
+            raise DataError(Problem(what, fix="look at how the model was trained"))
         yield window, vectors
 
 

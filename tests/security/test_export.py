@@ -17,12 +17,12 @@ def base(tmp_path):
 
 def test_a_link_out_of_the_folder_is_not_followed_into_an_export(tmp_path, base):
     (tmp_path / "private.txt").write_text("my keys")
-    (base / "notes.txt").symlink_to(tmp_path / "private.txt")
+    (base / "merges.txt").symlink_to(tmp_path / "private.txt")
     (base / "LICENSE").symlink_to("../private.txt")
     with pytest.raises(ModelError, match="leads out of the model's folder") as error:
         copy_base(base, tmp_path / "out")
     places = [problem.place for problem in error.value.problems]
-    assert places == [str(base / "LICENSE"), str(base / "notes.txt")]
+    assert places == [str(base / "LICENSE"), str(base / "merges.txt")]
     assert not list(tmp_path.glob("out/*.txt"))
 
 
@@ -31,14 +31,14 @@ def test_links_of_the_hubs_cache_are_followed(tmp_path, base):
     commit = cache / "snapshots" / "0123abcd"
     shutil.copytree(base, commit)
     (cache / "blobs").mkdir()
-    (commit / "notes.txt").symlink_to(cache / "blobs" / "77aa")
+    (commit / "merges.txt").symlink_to(cache / "blobs" / "77aa")
     (cache / "blobs" / "77aa").write_text("of the model")
     copy_base(commit, tmp_path / "out")
-    assert (tmp_path / "out" / "notes.txt").read_text() == "of the model"
+    assert (tmp_path / "out" / "merges.txt").read_text() == "of the model"
 
 
 def test_a_link_within_the_folder_is_followed(tmp_path, base):
     (base / "notes.txt").write_text("of the model")
-    (base / "more.txt").symlink_to("notes.txt")
+    (base / "merges.txt").symlink_to("notes.txt")
     copy_base(base, tmp_path / "out")
-    assert (tmp_path / "out" / "more.txt").read_text() == "of the model"
+    assert (tmp_path / "out" / "merges.txt").read_text() == "of the model"
