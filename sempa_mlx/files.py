@@ -206,8 +206,7 @@ def refuse_read(out: Path | None, *read: str | Path | None) -> None:
     if out is None or not out.exists():
         return
     for each in read:
-        place = named_path(str(each)).resolve()
-        if each is not None and out.resolve().is_relative_to(place):
+        if each is not None and out.resolve().is_relative_to(named_path(str(each)).resolve()):
             problem = Problem("is read, so it is not written", str(out), fix="name another file")
             raise UsageError(problem, state="nothing was written")
 

@@ -57,7 +57,7 @@ class Systems:
             methods = self.adapter_methods or (encoder.settings.method,)
             scales = self.scales or (encoder.settings.adapter_scale,)
             for scale, method in product(scales, methods):
-                name = names[folder] + ("" if scale == 1 else f" x{scale:g}")
+                name = at_scale(names[folder], scale)
                 settings = encoder.settings.with_method(method)
                 if settings.post is not None and settings.adapter_scale != scale:
                     console.say(f"{name}: without the {settings.post.kind} fitted at another scale")
@@ -82,6 +82,11 @@ def adapter_names(folders: Sequence[Path]) -> dict[Path, str]:
     return {
         folder: name if taken.count(name) == 1 else shown(folder) for folder, name in names.items()
     }
+
+
+def at_scale(name: str, scale: float) -> str:
+    """Return what tables call an adapter at a scale; full strength goes without saying."""
+    return name if scale == 1 else f"{name} x{scale:g}"
 
 
 def folder_name(folder: Path) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sempa_mlx.commands.chosen_encoder import chosen_base
-from sempa_mlx.commands.evaluate import adapter_names
+from sempa_mlx.commands.evaluate import adapter_names, at_scale
 from sempa_mlx.console import Console
 from sempa_mlx.errors import UsageError
 
@@ -62,11 +62,8 @@ class Generators:
             with console.working(f"loading {shown(folder)}"):
                 loaded = load_model(base, revision=revision)
                 load_adapter(loaded, folder)
-            name = names[folder]
-            systems += [
-                (name if scale == 1 else f"{name} x{scale:g}", scale)
-                for scale in self.scales or (own[folder],)
-            ]
+            scales = self.scales or (own[folder],)
+            systems += [(at_scale(names[folder], scale), scale) for scale in scales]
             yield LoadedSystems(loaded, tuple(systems))
             systems = []
             del loaded

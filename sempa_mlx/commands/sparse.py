@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from sempa_mlx.commands.chosen_encoder import load_encoder
 from sempa_mlx.commands.embed import EmbedRequest
+from sempa_mlx.commands.evaluate import defined
 from sempa_mlx.commands.vectors import RECORD_FILES
 from sempa_mlx.config import SparseConfig
 from sempa_mlx.console import Console, fitting
@@ -135,12 +136,12 @@ def fit_line(fitted: "FittedCoder") -> str:
 
 def facts(fitted: "FittedCoder") -> dict[str, Any]:
     """Return what a document says of a fitted coder."""
-    return {
-        **fitted.coder.describe(),
-        "variance_unexplained": None if math.isnan(fitted.unexplained) else fitted.unexplained,
+    found = {
+        "variance_unexplained": fitted.unexplained,
         "dead_share": fitted.dead,
         "mean_values": fitted.num_values,
     }
+    return fitted.coder.describe() | defined(found)
 
 
 def run_sparse_explain(

@@ -1,7 +1,7 @@
 """Order and grouping: pure functions of lengths, seed and epoch. They know numbers, not texts."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -138,3 +138,13 @@ def batches_by_length(
     """Group items as `group_by_length` groups their places."""
     groups = group_by_length([length_of(item) for item in items], token_budget)
     return [[items[place] for place in group] for group in groups]
+
+
+def largest(groups: Iterable[list[Item]], length_of: Callable[[Item], int]) -> list[Item]:
+    """Return the group of the most tokens, each item padded to its last; nothing if there is none.
+
+    Args:
+        groups: of items whose longest comes last, as `batches_by_length` makes them.
+        length_of: tokens of an item.
+    """
+    return max(groups, key=lambda items: len(items) * length_of(items[-1]), default=[])

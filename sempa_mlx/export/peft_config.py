@@ -11,6 +11,7 @@ from typing import Any
 
 from sempa_mlx.errors import ModelError, Problem
 from sempa_mlx.export.peft import CONFIG_FILE, WEIGHTS_FILE
+from sempa_mlx.model.adapter_fit import is_number
 
 PICKLE_FILE = "adapter_model.bin"
 # Settings that do not change what an adapter computes, or that its tensors repeat.
@@ -121,18 +122,14 @@ def _check_types(raw: Mapping[str, Any]) -> None:
     patterns = [raw.get("alpha_pattern"), raw.get("rank_pattern")]
     alphas, ranks = ([*(each or {}).values()] for each in patterns)
     faults = {
-        "lora_alpha is no number": not all(map(_is_number, [raw["lora_alpha"], *alphas])),
+        "lora_alpha is no number": not all(map(is_number, [raw["lora_alpha"], *alphas])),
         "r is no whole number": not all(type(each) is int for each in [raw["r"], *ranks]),
-        "lora_dropout is no number": not _is_number(raw.get("lora_dropout") or 0.0),
+        "lora_dropout is no number": not is_number(raw.get("lora_dropout") or 0.0),
     }
     for key in ("base_model_name_or_path", "revision"):
         faults[f"{key} is no text"] = not isinstance(raw.get(key) or "", str)
     if any(faults.values()):
         raise TypeError("; ".join(what for what, is_so in faults.items() if is_so))
-
-
-def _is_number(value: object) -> bool:
-    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def _check_files(folder: Path) -> None:

@@ -25,12 +25,17 @@ def config_faults(config: Mapping[str, Any]) -> list[str]:
     checks = {
         "num_layers is a whole number": type(layers) is int,
         "rank is a whole number above 0": type(rank) is int and rank > 0,
-        "scale is a number": type(scale) in (int, float) and math.isfinite(scale),
-        "dropout lies in 0 to less than 1": type(dropout) in (int, float) and 0 <= dropout < 1,
+        "scale is a number": is_number(scale),
+        "dropout lies in 0 to less than 1": is_number(dropout) and 0 <= dropout < 1,
         "keys are null or names in a list": names,
         "sempa is an object": isinstance(config.get("sempa") or {}, dict),
     }
     return [what for what, is_so in checks.items() if not is_so]
+
+
+def is_number(value: object) -> bool:
+    """Tell whether a JSON value is a finite number; true is none."""
+    return type(value) in (int, float) and math.isfinite(value)  # type: ignore[arg-type]
 
 
 def misfits(

@@ -13,7 +13,7 @@ import mlx.nn as nn
 import numpy as np
 from mlx.utils import tree_map
 
-from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.data.batching import batches_by_length, largest
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.forward import final_hidden
 from sempa_mlx.model.gradients import value_and_grad
@@ -93,8 +93,7 @@ def completion_kl(
         return [[rows[index] for index in members] for members in cut(world.share(batch))]
 
     def largest_of(batches: Sequence[Sequence[int]]) -> list[int]:
-        passes = (members for batch in batches for members in cut(batch))
-        return max(passes, key=lambda members: len(members) * own_tokens(members[-1]), default=[])
+        return largest((members for batch in batches for members in cut(batch)), own_tokens)
 
     return KlTerm(
         model, weight, parts_of, lambda part: scorer.states(model, part).hidden, largest_of

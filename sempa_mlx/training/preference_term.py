@@ -12,7 +12,7 @@ import mlx.nn as nn
 import numpy as np
 
 from sempa_mlx.config import ObjectiveConfig
-from sempa_mlx.data.batching import batches_by_length
+from sempa_mlx.data.batching import batches_by_length, largest
 from sempa_mlx.model.completions import TokenRow
 from sempa_mlx.model.gradients import value_and_grad
 from sempa_mlx.model.scoring import Scored, Scorer, score_states
@@ -78,10 +78,7 @@ class PreferenceTerm:
     def largest_pass(self, batches: Sequence[Sequence[int]]) -> list[int]:
         """Return the rows of the largest forward pass over these batches, the longest last."""
         passes = (members for batch in batches for members in self._micro_batches(batch))
-        own_tokens = self._scorer.own_tokens
-        return max(
-            passes, key=lambda rows: len(rows) * own_tokens(self._rows[rows[-1]]), default=[]
-        )
+        return largest(passes, self._own_tokens)
 
     def measure(self, *, is_base: bool = False) -> dict[str, float]:
         """Return accuracy over all rows, and the loss if a term compares completions.
@@ -108,11 +105,10 @@ class PreferenceTerm:
 
     def _micro_batches(self, indices: Sequence[int]) -> list[list[int]]:
         """Cut rows into forward passes that fit the token budget."""
-        return batches_by_length(
-            indices,
-            lambda index: self._scorer.own_tokens(self._rows[index]),
-            self._micro_batch_tokens,
-        )
+        return batches_by_length(indices, self._own_tokens, self._micro_batch_tokens)
+
+    def _own_tokens(self, index: int) -> int:
+        return self._scorer.own_tokens(self._rows[index])
 
     def _reference_of(self, members: Sequence[int]) -> Scored:
         if self._objective.needs_reference:
