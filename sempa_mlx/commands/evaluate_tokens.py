@@ -32,13 +32,11 @@ def run_eval_tokens(
     console: Console, systems: Systems, data: str, *, top: int, show: int, out: Path | None
 ) -> None:
     """Print the aligned words of some sentences under each system, and the rates over all."""
-    from sempa_mlx.evaluation.tokens import reads_last_layer
-
     refuse_read(out, data)
     found = sentences(data)
     results: list[dict[str, Any]] = []
     for name, encoder in systems.encoders(console):
-        if not reads_last_layer(encoder):
+        if not encoder.reads_last_layer:
             console.warn(f"{name} is left out: the output head cannot read an inner layer")
             continue
         with console.progress(name, len(found.texts), "texts") as advance:

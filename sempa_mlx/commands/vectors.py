@@ -131,10 +131,8 @@ def unlabelled_texts(path: Path | None, wanted: int, *, option: str) -> Iterator
 
 def reads_final_states(encoder: "Encoder") -> bool:
     """Tell whether an encoder takes states as the model hands them out."""
-    from sempa_mlx.evaluation.tokens import reads_last_layer
-
     is_changed = encoder.method.intervention.takes or encoder.settings.post is not None
-    return reads_last_layer(encoder) and not is_changed
+    return encoder.reads_last_layer and not is_changed
 
 
 def parameters_of(encoder: "Encoder") -> str:

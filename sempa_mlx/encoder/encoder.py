@@ -217,6 +217,11 @@ class Encoder:
         return self._reader.depth
 
     @property
+    def reads_last_layer(self) -> bool:
+        """Whether vectors are states behind the model's last norm, which its head can read."""
+        return self.parameters.index(self.depth) == self.depth
+
+    @property
     def vectors_key(self) -> str:
         """What makes the vectors as they leave the model, as 16 hex digits."""
         return vectors_key(self.loaded, self.method, self.parameters, self.settings)

@@ -64,11 +64,6 @@ class TokenAlignment:
     gar_cut: float
 
 
-def reads_last_layer(encoder: Encoder) -> bool:
-    """Tell whether vectors are states behind the model's last norm, which its head can read."""
-    return encoder.parameters.index(encoder.depth) == encoder.depth
-
-
 def find_key_tokens(
     encoder: Encoder,
     texts: Sequence[str],
@@ -87,7 +82,7 @@ def find_key_tokens(
     Raises:
         UsageError: the encoder reads an inner layer, which the head cannot read.
     """
-    if not reads_last_layer(encoder):
+    if not encoder.reads_last_layer:
         what = f"`{encoder.settings.method}` reads layer {encoder.parameters.layer}, an inner one"
         raise UsageError(Problem(what, fix="a method that reads what the output head is made for"))
     settings = replace(encoder.settings, normalize=False, truncate_dim=None, post=None)

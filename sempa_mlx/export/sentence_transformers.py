@@ -119,7 +119,7 @@ def _check(encoder: Encoder, settings: EncoderSettings) -> None:
     if settings.method not in METHODS:
         what = f"method `{settings.method}` is more than a prompt and a pooling of final states"
         faults.append(Problem(what, fix=f"one of: {', '.join(METHODS)}"))
-    elif encoder.parameters.index(encoder.depth) != encoder.depth:
+    elif not encoder.reads_last_layer:
         faults.append(Problem("sentence-transformers reads the final layer only"))
     if settings.post is not None:
         what = f"the fitted {settings.post.kind} has no module there"

@@ -20,7 +20,7 @@ from sempa_mlx.evaluation.stats import (
     paired_difference,
 )
 from sempa_mlx.evaluation.sts import distinct_sentences, pair_cosines, positive_rows
-from sempa_mlx.evaluation.tokens import find_key_tokens, fold, reads_last_layer, spell
+from sempa_mlx.evaluation.tokens import find_key_tokens, fold, spell
 from sempa_mlx.report.projection import Maps, aligned_maps
 
 POSITIVE_FROM = 4.0  # score of pairs that mean the same, as in `eval geometry`
@@ -226,7 +226,7 @@ def _tokens(encoder: Encoder, examples: Sequence[str]) -> tuple[tuple[Token, ...
 
     There are none of inner layers, which the output head cannot read.
     """
-    if not reads_last_layer(encoder):
+    if not encoder.reads_last_layer:
         return ()
     tokenizer = encoder.loaded.tokenizer
     form = partial(fold, tokenizer)
